@@ -1,0 +1,1 @@
+"""Boards: detection, capabilities and telemetry."""

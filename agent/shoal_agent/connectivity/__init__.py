@@ -1,0 +1,1 @@
+"""The MQTT link of a device."""

@@ -1,0 +1,1 @@
+"""systemd, doctor and status."""

@@ -1,0 +1,1 @@
+"""Resident models, deadline queue with batching, compute."""

@@ -1,0 +1,1 @@
+"""Artifacts by digest and the way from goal to reported."""

@@ -1,0 +1,1 @@
+"""The Shoal control plane: one endpoint over the fleet."""

@@ -1,0 +1,1 @@
+"""The shoal command: a module a noun."""

@@ -1,0 +1,1 @@
+"""Deployments: replicas of a model over the fleet."""

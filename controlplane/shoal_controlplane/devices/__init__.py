@@ -1,0 +1,1 @@
+"""Devices: live state, tables, service, routes."""

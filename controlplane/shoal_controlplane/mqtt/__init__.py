@@ -1,0 +1,1 @@
+"""The broker, the link to it, ingress and publisher."""

@@ -1,0 +1,1 @@
+"""Placement: pure functions over a frozen snapshot."""

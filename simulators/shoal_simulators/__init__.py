@@ -1,0 +1,1 @@
+"""The real agent on simulated edges: virtual boards, fleets, demo models."""

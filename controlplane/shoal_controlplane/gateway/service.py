@@ -1,0 +1,158 @@
+"""The gateway's core, which HTTP and gRPC share: from a request to its answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from shoal_shared.clock import Clock
+from shoal_shared.oip import InferReply, InferRequest, OipError, RequestedOutput, Tensor
+from shoal_shared.validation import check_request
+
+from shoal_controlplane.gateway.classification import classify
+from shoal_controlplane.gateway.dispatch import Dispatcher
+from shoal_controlplane.gateway.errors import GatewayError, GatewayStatus
+from shoal_controlplane.gateway.statistics import Statistics
+from shoal_controlplane.gateway.table import ServedModel, ServingTable
+
+DEFAULT_TIMEOUT_S = 30.0
+MAX_TIMEOUT_S = 3600.0
+
+
+class ModelRepository(Protocol):
+    """Triton's repository extension, answered by the deployments room."""
+
+    async def index(self) -> list[dict[str, str]]:
+        """Entries with name, version, state (READY or UNAVAILABLE) and reason."""
+
+    async def load(self, name: str) -> None:
+        """Deploy a model and wait until it serves. Raises a `DomainError`."""
+
+    async def unload(self, name: str) -> None:
+        """Remove the deployments of a model. Raises a `DomainError`."""
+
+
+class Gateway:
+    """Answers inference requests out of the serving table."""
+
+    def __init__(
+        self,
+        table: ServingTable,
+        dispatcher: Dispatcher,
+        repository: ModelRepository,
+        *,
+        clock: Clock,
+        wall_clock: Callable[[], float] = time.time,
+        default_timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        self.table = table
+        self.repository = repository
+        self.statistics = Statistics()
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._default_timeout_s = default_timeout_s
+
+    def model(self, name: str, version: str = "") -> ServedModel:
+        """The model that a request names. Raises `GatewayError` NOT_FOUND."""
+        model = self.table.find(name, version)
+        if model is None:
+            shown = f"{name}:{version}" if version else name
+            raise GatewayError(GatewayStatus.NOT_FOUND, f"model {shown[:200]!r} is not deployed")
+        return model
+
+    async def infer(
+        self, request: InferRequest, name: str, version: str, timeout_s: float | None
+    ) -> InferReply:
+        """Answer a request for a model; outputs come in the order that was asked for.
+
+        The earliest of `timeout_s`, the request's `timeout` parameter (µs) and the default
+        counts. Cancelling the coroutine cancels the request. Raises `GatewayError`.
+        """
+        started = self._clock()
+        model = self.model(name, version)
+        try:
+            items = check_request(request, model.signature, model.max_batch)
+            timeout = self._timeout(request, timeout_s)
+        except OipError as error:
+            raise GatewayError(GatewayStatus.INVALID, str(error)) from None
+        figures = self.statistics.of(model.name, model.version)
+        if not model.replicas:
+            raise GatewayError(
+                GatewayStatus.UNAVAILABLE,
+                f"no device serves {model.name}:{model.version} now",
+                retry_after_s=1.0,
+            )
+        wire = InferRequest(
+            request.inputs,
+            [RequestedOutput(o.name) for o in request.outputs],
+            model.name,
+            model.version,
+        )
+        sent = self._clock()
+        try:
+            reply, ticket = await self._dispatcher.call(
+                wire,
+                lambda: self._replicas(model),
+                items,
+                started + timeout,
+                idempotent="sequence_id" not in request.parameters,
+            )
+            received = self._clock()
+            outputs = self._outputs(reply, request, model)
+        except GatewayError:
+            figures.failed(int((self._clock() - started) * 1e9))
+            raise
+        service_us = int(reply.parameters.get("service_us", 0))
+        now = self._clock()
+        figures.answered(
+            items=items,
+            batch=int(reply.parameters.get("batch", items)),
+            total_ns=int((now - started) * 1e9),
+            input_ns=int((sent - started) * 1e9),
+            infer_ns=service_us * 1000,
+            output_ns=int((now - received) * 1e9),
+            wall_ms=int(self._wall_clock() * 1000),
+        )
+        parameters: dict[str, Any] = {"device": ticket.device, "service_us": service_us}
+        return InferReply(outputs, model.name, model.version, request.id, parameters)
+
+    def _replicas(self, model: ServedModel) -> tuple[Any, ...]:
+        current = self.table.find(model.name, model.version)
+        return current.replicas if current is not None else ()
+
+    def _timeout(self, request: InferRequest, timeout_s: float | None) -> float:
+        limits = [self._default_timeout_s if timeout_s is None else timeout_s]
+        parameter = request.parameters.get("timeout")
+        if parameter is not None:
+            if not isinstance(parameter, int) or isinstance(parameter, bool) or parameter < 0:
+                raise OipError("the parameter 'timeout' must be a number of microseconds")
+            if parameter:
+                limits = [parameter / 1e6, *([timeout_s] if timeout_s is not None else [])]
+        return min(*limits, MAX_TIMEOUT_S)
+
+    def _outputs(
+        self, reply: InferReply, request: InferRequest, model: ServedModel
+    ) -> list[Tensor]:
+        """The reply's tensors in the order asked for, classified where asked for."""
+        if not request.outputs:
+            return reply.outputs
+        given = {tensor.name: tensor for tensor in reply.outputs}
+        outputs: list[Tensor] = []
+        for wanted in request.outputs:
+            tensor = given.get(wanted.name)
+            if tensor is None:
+                raise GatewayError(
+                    GatewayStatus.INTERNAL, f"the device did not return output '{wanted.name}'"
+                )
+            if wanted.classification:
+                labels = model.labels.get(wanted.name, ())
+                try:
+                    tensor = classify(
+                        tensor, wanted.classification, labels, batched=model.max_batch > 0
+                    )
+                except ValueError as error:
+                    raise GatewayError(GatewayStatus.INVALID, str(error)) from None
+            outputs.append(tensor)
+        return outputs

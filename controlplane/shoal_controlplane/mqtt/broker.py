@@ -1,0 +1,85 @@
+"""The embedded broker: rumqttd in a child process, on loopback only, for one machine."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import tempfile
+from pathlib import Path
+
+from iotcore import Broker
+
+MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
+
+# Segments bound the broker's memory per topic: it keeps a log of what passed.
+_CONFIG = """\
+id = 0
+
+[router]
+id = 0
+max_connections = 10000
+max_outgoing_packet_count = 200
+max_segment_size = 1048576
+max_segment_count = 4
+
+[v5.1]
+name = "shoal"
+listen = "{host}:{port}"
+next_connection_delay_ms = 1
+
+[v5.1.connections]
+connection_timeout_ms = 10000
+max_payload_size = {max_payload}
+max_inflight_count = 200
+"""
+
+
+class BrokerError(Exception):
+    """The embedded broker cannot run; the text is one plain sentence."""
+
+
+class EmbeddedBroker:
+    """Starts and stops the broker. It has no authentication, so it serves loopback only."""
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 1883) -> None:
+        if not _is_loopback(host):
+            raise BrokerError(
+                f"the embedded broker has no authentication, so it listens on loopback only, "
+                f"not on {host}: run Mosquitto for a fleet and name it with SHOAL_BROKER"
+            )
+        self.host = host
+        self.port = port or free_port(host)
+        self._folder = tempfile.TemporaryDirectory(prefix="shoal-broker-")
+        config = Path(self._folder.name) / "broker.toml"
+        config.write_text(_CONFIG.format(host=host, port=self.port, max_payload=MAX_PAYLOAD_BYTES))
+        self._broker = Broker(config_path=str(config))
+
+    async def start(self) -> None:
+        """Start and wait until it listens. Raises `BrokerError` if the port is taken."""
+        try:
+            await asyncio.to_thread(self._broker.start)
+        except (OSError, RuntimeError) as error:
+            raise BrokerError(
+                f"the embedded broker cannot listen on {self.host}:{self.port} ({error}): stop "
+                "what uses the port or choose another with --mqtt-port"
+            ) from None
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self._broker.stop)
+        self._folder.cleanup()
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that is free now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

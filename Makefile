@@ -1,0 +1,52 @@
+# make demo        one endpoint over a simulated fleet, left running at http://127.0.0.1:8080
+# make demo ARGS=--once   the same, prints the answers and stops
+# make test        all tests that this machine can run
+# make check       ruff, mypy --strict, import rules
+# make bench BENCH=router|gateway|agent   measures, side by side with the peers
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+BENCH ?=
+TESTS ?= tests
+
+.PHONY: demo test check bench setup setup-dev test-unit-oldest clean
+.DEFAULT_GOAL := demo
+
+demo: setup
+	@$(BIN)/shoal up $(ARGS)
+
+test: setup-dev
+	@$(BIN)/pytest -q -n 2 --dist loadgroup $(TESTS)
+
+check: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup-dev
+	@$(BIN)/python tests/benchmarks/run.py $(BENCH)
+
+setup: $(VENV)/.setup
+setup-dev: $(VENV)/.setup-dev
+
+$(VENV)/.setup: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Shoal's control plane needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) -V 2>&1): name a newer one, as in 'make $(MAKECMDGOALS) PYTHON=python3.12'" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments: install its venv package, on Debian and Ubuntu 'sudo apt install python3-venv'" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing Shoal into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
+	@$(BIN)/python -m shoal_simulators.demo.models $(VENV)/demo-models
+	@touch $@
+
+$(VENV)/.setup-dev: $(VENV)/.setup
+	@echo "Installing what the tests need ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,1 @@
+"""The demonstration's real models and pictures, taken from public Python packages."""

@@ -14,8 +14,9 @@ class CostModel:
     """Counts what convolutions and matrix products cost; all else is small beside them."""
 
     def __init__(self, path: Path) -> None:
-        self._model = onnx.load(path)
-        self._weights = {w.name: tuple(w.dims) for w in self._model.graph.initializer}
+        model = onnx.load(path)
+        self._serialized = model.SerializeToString()
+        self._weights = {w.name: tuple(w.dims) for w in model.graph.initializer}
         self._known: dict[tuple[tuple[str, tuple[int, ...]], ...], float] = {}
 
     def macs(self, shapes: Mapping[str, tuple[int, ...]]) -> float:
@@ -26,8 +27,7 @@ class CostModel:
         return self._known[key]
 
     def _count(self, shapes: Mapping[str, tuple[int, ...]]) -> float:
-        model = onnx.ModelProto()
-        model.CopyFrom(self._model)
+        model = onnx.load_model_from_string(self._serialized)
         for value in model.graph.input:
             if value.name in shapes:
                 del value.type.tensor_type.shape.dim[:]
@@ -35,7 +35,7 @@ class CostModel:
                     value.type.tensor_type.shape.dim.add().dim_value = size
         del model.graph.value_info[:]
         for value in model.graph.output:
-            value.type.tensor_type.ClearField("shape")
+            value.type.tensor_type.ClearField("shape")  # type: ignore[no-untyped-call]
         graph = shape_inference.infer_shapes(model, data_prop=True).graph
         known = dict(self._weights)
         for value in [*graph.value_info, *graph.input, *graph.output]:

@@ -15,7 +15,7 @@ class CostModel:
 
     def __init__(self, path: Path) -> None:
         model = onnx.load(path)
-        self._serialized = model.SerializeToString()
+        self._serialized = model.SerializeToString()  # type: ignore[no-untyped-call]
         self._weights = {w.name: tuple(w.dims) for w in model.graph.initializer}
         self._known: dict[tuple[tuple[str, tuple[int, ...]], ...], float] = {}
 

@@ -1,1 +1,1 @@
-"""What all routes share: problems, pages, conditional updates."""
+"""What all routes share: problems, pages, conditional updates, idempotent creations."""

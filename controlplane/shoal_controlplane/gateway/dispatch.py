@@ -12,6 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
+
+from shoal_controlplane.gateway.errors import GatewayError, GatewayStatus
+from shoal_controlplane.gateway.router import Router, Ticket
+from shoal_controlplane.gateway.table import Replica
+from shoal_controlplane.mqtt.link import Link
 from shoal_shared import oip
 from shoal_shared.clock import Clock
 from shoal_shared.oip import InferReply, InferRequest, OipError
@@ -25,11 +30,6 @@ from shoal_shared.publish import (
 )
 from shoal_shared.status import RETRYABLE, InferCode
 from shoal_shared.topics import DeviceTopic, Topics
-
-from shoal_controlplane.gateway.errors import GatewayError, GatewayStatus
-from shoal_controlplane.gateway.router import Router, Ticket
-from shoal_controlplane.gateway.table import Replica
-from shoal_controlplane.mqtt.link import Link
 
 log = structlog.get_logger("gateway")
 

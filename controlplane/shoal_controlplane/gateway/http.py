@@ -14,14 +14,14 @@ from typing import Any
 
 import msgspec
 import structlog
-from shoal_shared import oip
-from shoal_shared.oip import InferReply, InferRequest, OipError
-from shoal_shared.tensors import Buffer, TensorError
 
 from shoal_controlplane.errors import DomainError, InvalidError, NotFoundError
 from shoal_controlplane.gateway import description
 from shoal_controlplane.gateway.errors import GatewayError, GatewayStatus
 from shoal_controlplane.gateway.service import Gateway
+from shoal_shared import oip
+from shoal_shared.oip import InferReply, InferRequest, OipError
+from shoal_shared.tensors import Buffer, TensorError
 
 log = structlog.get_logger("gateway")
 

@@ -17,9 +17,8 @@ import random
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from shoal_shared.profiles import Profile
-
 from shoal_controlplane.gateway.table import Replica
+from shoal_shared.profiles import Profile
 
 
 @dataclass(frozen=True, slots=True)

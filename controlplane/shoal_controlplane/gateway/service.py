@@ -6,15 +6,14 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from shoal_shared.clock import Clock
-from shoal_shared.oip import InferReply, InferRequest, OipError, RequestedOutput, Tensor
-from shoal_shared.validation import check_request
-
 from shoal_controlplane.gateway.classification import classify
 from shoal_controlplane.gateway.dispatch import Dispatcher
 from shoal_controlplane.gateway.errors import GatewayError, GatewayStatus
 from shoal_controlplane.gateway.statistics import Statistics
 from shoal_controlplane.gateway.table import ServedModel, ServingTable
+from shoal_shared.clock import Clock
+from shoal_shared.oip import InferReply, InferRequest, OipError, RequestedOutput, Tensor
+from shoal_shared.validation import check_request
 
 DEFAULT_TIMEOUT_S = 30.0
 MAX_TIMEOUT_S = 3600.0

@@ -107,7 +107,7 @@ class ArtifactStore:
                 os.close(folder)
 
         try:
-            with os.fdopen(descriptor, "wb", buffering=0) as file:
+            with os.fdopen(descriptor, "wb") as file:
                 pending = bytearray()
                 async for chunk in self._bounded(chunks):
                     pending += chunk

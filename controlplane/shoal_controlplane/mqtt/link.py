@@ -18,6 +18,7 @@ from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage,
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+
 from shoal_shared.publish import Handler, Message, PublishProperties, decode_publish
 
 log = structlog.get_logger("mqtt")

@@ -5,13 +5,14 @@
 # make bench BENCH=router|gateway|agent   measures, side by side with the peers
 
 PYTHON ?= python3
+OLDEST ?= python3.10
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 BENCH ?=
 TESTS ?= tests
 
-.PHONY: demo test check bench setup setup-dev test-unit-oldest clean
+.PHONY: demo test check bench setup setup-dev test-oldest clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -19,6 +20,13 @@ demo: setup
 
 test: setup-dev
 	@$(BIN)/pytest -q -n 2 --dist loadgroup $(TESTS)
+
+# Agent and shared run on Python 3.10 too: JetPack 6 has nothing newer.
+test-oldest:
+	@test -x .venv-oldest/bin/python || $(OLDEST) -m venv .venv-oldest
+	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,tflite]' \
+	  hypothesis onnx pytest pytest-asyncio pytest-timeout
+	@.venv-oldest/bin/pytest -q -p no:cacheprovider tests/unit/shoal_agent tests/unit/shoal_shared
 
 check: setup-dev
 	$(BIN)/ruff check .

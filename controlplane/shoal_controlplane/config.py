@@ -38,6 +38,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_model_bytes: int = 2 * 1024 * 1024 * 1024
     max_devices: int = 20_000
     offline_grace_s: float = 5.0
+    startup_grace_s: float = 5.0
     default_timeout_s: float = 30.0
     log_level: str = "info"
 

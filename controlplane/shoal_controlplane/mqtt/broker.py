@@ -43,7 +43,7 @@ class EmbeddedBroker:
     """Starts and stops the broker. It has no authentication, so it serves loopback only."""
 
     def __init__(self, host: str = "127.0.0.1", port: int = 1883) -> None:
-        if not _is_loopback(host):
+        if not is_loopback(host):
             raise BrokerError(
                 f"the embedded broker has no authentication, so it listens on loopback only, "
                 f"not on {host}: run Mosquitto for a fleet and name it with SHOAL_BROKER"
@@ -78,7 +78,7 @@ def free_port(host: str = "127.0.0.1") -> int:
         return port
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

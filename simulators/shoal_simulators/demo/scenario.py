@@ -1,6 +1,6 @@
 """The main job on a running control plane, by the commands that a user would type.
 
-    python -m shoal_simulators.demo.scenario --server URL --devices N
+    python -m shoal_simulators.demo.scenario --server URL --fleet SPEC
 
 Pushes the demo models, deploys them, sends a real picture and a real line of text, and checks
 the answers. Exit status 0 only if they are right.
@@ -23,6 +23,7 @@ from shoal_simulators.demo.models import (
     build_demo_models,
     demo_pictures,
 )
+from shoal_simulators.spec import SpecError, parse_fleet
 
 REPLICAS = {
     "efficientnet-lite0": ("--all",),
@@ -115,11 +116,11 @@ class Scenario:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m shoal_simulators.demo.scenario")
     parser.add_argument("--server", required=True)
-    parser.add_argument("--devices", type=int, required=True)
+    parser.add_argument("--fleet", required=True, help="the specification of the fleet")
     options = parser.parse_args(arguments)
     try:
-        Scenario(options.server).run(options.devices)
-    except ScenarioError as error:
+        Scenario(options.server).run(len(parse_fleet(options.fleet)))
+    except (ScenarioError, SpecError) as error:
         print(f"shoal: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

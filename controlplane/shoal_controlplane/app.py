@@ -1,0 +1,199 @@
+"""The control plane put together: `build` reads as its inventory."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from shoal_controlplane.api import problem
+from shoal_controlplane.api.idempotency import Idempotency
+from shoal_controlplane.config import ServerConfig
+from shoal_controlplane.dashboard.routes import routes as dashboard_routes
+from shoal_controlplane.database import Database
+from shoal_controlplane.deployments.controller import DeploymentController
+from shoal_controlplane.deployments.repository import DeployedRepository
+from shoal_controlplane.deployments.routes import deployment_routes
+from shoal_controlplane.deployments.service import DeploymentService
+from shoal_controlplane.deployments.store import DeploymentStore
+from shoal_controlplane.devices.changes import announce
+from shoal_controlplane.devices.keeper import FleetKeeper
+from shoal_controlplane.devices.live import Device, LiveFleet
+from shoal_controlplane.devices.routes import device_routes
+from shoal_controlplane.devices.service import DeviceService
+from shoal_controlplane.events.log import EventLog
+from shoal_controlplane.events.routes import event_routes
+from shoal_controlplane.gateway.dispatch import Dispatcher
+from shoal_controlplane.gateway.http import InferenceApp
+from shoal_controlplane.gateway.router import Router
+from shoal_controlplane.gateway.service import Gateway
+from shoal_controlplane.gateway.table import ServingTable
+from shoal_controlplane.metrics import FleetCollector, registry
+from shoal_controlplane.models.artifact_routes import artifact_routes
+from shoal_controlplane.models.artifacts import ArtifactStore
+from shoal_controlplane.models.routes import routes as model_routes
+from shoal_controlplane.models.service import ModelService
+from shoal_controlplane.mqtt.ingress import Ingress
+from shoal_controlplane.mqtt.link import Link
+from shoal_controlplane.mqtt.publisher import GoalPublisher
+from shoal_shared.clock import Clock
+from shoal_shared.topics import Topics
+
+
+@dataclass(frozen=True)
+class ControlPlane:
+    """All rooms, wired. `start` and `stop` follow the order in which they need one another."""
+
+    app: ASGIApp
+    gateway: Gateway
+    events: EventLog
+    keeper: FleetKeeper
+    controller: DeploymentController
+    publisher: GoalPublisher
+    ingress: Ingress
+
+    async def start(self) -> None:
+        await self.events.start()
+        await self.keeper.start()
+        await self.controller.start()
+        self.ingress.start()
+
+    async def stop(self) -> None:
+        self.publisher.stop()
+        await self.controller.stop()
+        await self.keeper.stop()
+        await self.events.stop()
+
+
+def build(
+    config: ServerConfig,
+    database: Database,
+    link: Link,
+    *,
+    gateway_id: str,
+    clock: Clock = time.monotonic,
+    rng: random.Random | None = None,
+) -> ControlPlane:
+    """Build a control plane over a migrated database and a link that is started afterwards."""
+    topics = Topics(config.fleet)
+    events = EventLog(database, time.time)
+
+    fleet = LiveFleet(clock, time.time, max_devices=config.max_devices)
+    announce(fleet, events)
+    keeper = FleetKeeper(fleet, database)
+    link.on_connection(keeper.connection_changed)
+    ingress = Ingress(link, topics, fleet, clock)
+    publisher = GoalPublisher(link, topics)
+
+    store = DeploymentStore(database)
+    artifacts = ArtifactStore(config.folder / "artifacts", config.max_model_bytes)
+
+    async def in_use(name: str, version: str) -> str | None:
+        return next(iter(store.using(name, version)), None)
+
+    models = ModelService(database, artifacts, in_use)
+    table = ServingTable()
+    controller = DeploymentController(
+        store,
+        fleet,
+        models,
+        publisher,
+        table,
+        events,
+        clock,
+        grace_s=config.offline_grace_s,
+        startup_s=config.startup_grace_s,
+    )
+    deployments = DeploymentService(store, controller, models, events, time.time)
+    devices = DeviceService(fleet, database, publisher, store.goal_of)
+
+    router = Router(rng=rng)
+    dispatcher = Dispatcher(link, topics, gateway_id, router, clock)
+    fleet.listen(_route_presence(dispatcher, router))
+    gateway = Gateway(
+        table,
+        dispatcher,
+        DeployedRepository(deployments, store, controller, models, table),
+        clock=clock,
+        default_timeout_s=config.default_timeout_s,
+    )
+    collector = FleetCollector(
+        gateway.statistics,
+        fleet.conditions,
+        lambda: dispatcher.in_flight,
+        ingress.rejected.total,
+    )
+
+    idempotency = Idempotency(database)
+    api = FastAPI(
+        title="Shoal",
+        version=version("shoal"),
+        summary="One inference endpoint out of many small devices.",
+    )
+    problem.install(api)
+    api.include_router(device_routes(devices))
+    api.include_router(model_routes(models, idempotency))
+    api.include_router(artifact_routes(artifacts))
+    api.include_router(deployment_routes(deployments, idempotency))
+    api.include_router(event_routes(events))
+    api.include_router(dashboard_routes())
+    _add_health(api, link, registry(collector))
+    app = _front(InferenceApp(gateway, max_body=config.max_body_bytes), api)
+    return ControlPlane(app, gateway, events, keeper, controller, publisher, ingress)
+
+
+def _route_presence(dispatcher: Dispatcher, router: Router) -> Any:
+    """What the gateway must know at once: who left, and who is back with a clean slate."""
+
+    def listener(before: Device | None, after: Device | None) -> None:
+        was = before is not None and before.online
+        now = after is not None and after.online
+        device = after or before
+        if device is None:
+            return
+        rebooted = before is not None and after is not None and before.boot_id != after.boot_id
+        if was and (not now or rebooted):
+            dispatcher.device_gone(device.id)
+        if now and (not was or rebooted):
+            router.returned(device.id)
+
+    return listener
+
+
+def _front(inference: InferenceApp, api: FastAPI) -> ASGIApp:
+    """Inference takes the short way; everything else is FastAPI's."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if scope["type"] == "http" and (path.startswith("/v2/") or path == "/v2"):
+            await inference(scope, receive, send)
+        else:
+            await api(scope, receive, send)
+
+    return app
+
+
+def _add_health(api: FastAPI, link: Link, metrics: CollectorRegistry) -> None:
+    @api.get("/livez", tags=["health"])
+    async def livez() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "alive"}
+
+    @api.get("/readyz", tags=["health"], responses={503: {"description": "Not ready"}})
+    async def readyz(response: Response) -> dict[str, str]:
+        """The process has a session with the broker."""
+        if link.connected:
+            return {"status": "ready"}
+        response.status_code = 503
+        return {"status": "no session with the broker"}
+
+    @api.get("/metrics", tags=["health"], response_class=Response)
+    async def metrics_page() -> Response:
+        """Figures for Prometheus."""
+        return Response(generate_latest(metrics), media_type=CONTENT_TYPE_LATEST)

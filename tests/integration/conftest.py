@@ -42,9 +42,7 @@ def endpoint(
             plane.deploy(onnx_models.identity(folder / f"{name}.onnx", datatype), name)
         plane.deploy(onnx_models.add(folder / "add.onnx"), "add")
         plane.deploy(_labelled(folder), "labels")
-        yield Endpoint(
-            f"127.0.0.1:{plane.port}", f"127.0.0.1:{plane.grpc_port}", plane, missing
-        )
+        yield Endpoint(f"127.0.0.1:{plane.port}", f"127.0.0.1:{plane.grpc_port}", plane, missing)
     finally:
         for process in reversed(processes):
             process.stop()

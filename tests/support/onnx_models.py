@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def slow(path: Path, size: int = 256, rounds: int = 100) -> Path:
     names = ["x", *(f"h{i}" for i in range(rounds - 1)), "y"]
     # Alternating products and sums, so that the optimiser cannot fold them into one.
     nodes = []
-    for i, (a, b) in enumerate(zip(names, names[1:], strict=False)):
+    for i, (a, b) in enumerate(itertools.pairwise(names)):
         nodes.append(helper.make_node("MatMul", [a, "w"], [f"m{i}"]))
         nodes.append(helper.make_node("Sin", [f"m{i}"], [b]))
     return save(

@@ -153,7 +153,9 @@ class ControlPlane:
     def get(self, path: str) -> tuple[int, Any]:
         return self.call("GET", path)
 
-    def call(self, method: str, path: str, body: Any = None, timeout: float = 30) -> tuple[int, Any]:
+    def call(
+        self, method: str, path: str, body: Any = None, timeout: float = 30
+    ) -> tuple[int, Any]:
         """Status and decoded JSON (or text) of a request."""
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"

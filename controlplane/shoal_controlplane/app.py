@@ -110,6 +110,7 @@ def build(
         grace_s=config.offline_grace_s,
         startup_s=config.startup_grace_s,
     )
+    link.on_connection(controller.connection_changed)
     deployments = DeploymentService(store, controller, models, events, time.time)
     devices = DeviceService(fleet, database, publisher, store.goal_of)
 

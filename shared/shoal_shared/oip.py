@@ -20,6 +20,7 @@ from shoal_shared.tensors import Array, Buffer, TensorError
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_TENSORS = 1024
+MAX_TENSOR_NAME = 1024
 _ALIGN = 8
 
 
@@ -203,7 +204,7 @@ def _decode_tensors(headers: list[_TensorHeader], blobs: memoryview) -> list[Ten
     out: list[Tensor] = []
     at = 0
     for header in headers:
-        name, parameters = header.name, header.parameters
+        name, parameters = _checked_name(header.name), header.parameters
         size = None
         if parameters is not None:
             if parameters.shared_memory_region is not None:
@@ -258,16 +259,22 @@ def _join(header: bytes, blobs: list[Buffer]) -> tuple[list[Buffer], int]:
     return [header, *blobs], len(header)
 
 
+def _checked_name(name: str) -> str:
+    if len(name) > MAX_TENSOR_NAME:
+        raise OipError(f"the name of a tensor has more than {MAX_TENSOR_NAME} characters")
+    return name
+
+
 def _requested(output: _OutputHeader) -> RequestedOutput:
-    p = output.parameters
+    name, p = _checked_name(output.name), output.parameters
     if p is None:
-        return RequestedOutput(output.name)
+        return RequestedOutput(name)
     if p.shared_memory_region is not None:
-        raise OipError(f"output '{output.name}' is in shared memory, which is not supported")
+        raise OipError(f"output '{name}' is in shared memory, which is not supported")
     count = p.classification or 0
     if count < 0:
-        raise OipError(f"output '{output.name}' asks for a negative number of classes")
-    return RequestedOutput(output.name, p.binary_data, count)
+        raise OipError(f"output '{name}' asks for a negative number of classes")
+    return RequestedOutput(name, p.binary_data, count)
 
 
 def _output_parameters(output: RequestedOutput) -> _Parameters | None:

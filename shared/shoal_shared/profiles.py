@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 
 KNEE_GAIN = 0.10
 """A larger batch must raise throughput by this fraction, or the knee lies before it."""
+
+
+# Devices send profiles, and the router computes with them: no NaN, no division by zero.
+_Batch = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+_Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,10 +25,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     worth waiting for.
     """
 
-    samples: tuple[tuple[int, float], ...]
-    intercept_ms: float
-    slope_ms: float
-    knee: int
+    samples: tuple[tuple[_Batch, _Milliseconds], ...]
+    intercept_ms: _Milliseconds
+    slope_ms: _Milliseconds
+    knee: _Batch
 
     def milliseconds(self, batch: int) -> float:
         """Predicted service time of a batch of `batch` items, in ms."""
@@ -43,9 +50,10 @@ def is_past_knee(samples: Sequence[tuple[int, float]]) -> bool:
 def fit(samples: Sequence[tuple[int, float]]) -> Profile:
     """Fit t(b) = a + c*b by least squares, a and c clamped to >= 0.
 
-    Raises `ValueError` if there is no sample, or one is not positive.
+    A time of 0 stands for an unknown one. Raises `ValueError` if there is no sample, a batch
+    size is not positive, or a time is negative or not finite.
     """
-    if not samples or any(b < 1 or not t >= 0 for b, t in samples):
+    if not samples or any(b < 1 or not 0 <= t < math.inf for b, t in samples):
         raise ValueError("a profile needs samples of positive batch size and time")
     ordered = sorted(samples)
     n = len(ordered)

@@ -35,6 +35,10 @@ NUMPY: dict[str, np.dtype[Any]] = {
 """Array type per datatype. BF16 is held as its 16 bits (numpy has no such type); BYTES as
 objects of type `bytes`."""
 
+MAX_DIMENSIONS = 32
+"""As many as every version of numpy can hold."""
+
+_MAX_ELEMENTS = 2**48
 _DATATYPE = {dtype: name for name, dtype in NUMPY.items() if name != "BF16"}
 _LENGTH = struct.Struct("<I")
 
@@ -55,9 +59,18 @@ def datatype_of(array: Array) -> str:
 
 def element_count(shape: Sequence[int], name: str) -> int:
     """Number of elements of `shape`; 0 is legal, a negative dimension is not."""
+    if len(shape) > MAX_DIMENSIONS:
+        raise TensorError(
+            f"tensor '{name}' has {len(shape)} dimensions, more than the limit of {MAX_DIMENSIONS}"
+        )
     if any(d < 0 for d in shape):
-        raise TensorError(f"input '{name}' has a negative dimension in its shape {list(shape)}")
-    return math.prod(shape)
+        shown = str(list(shape))[:80]
+        raise TensorError(f"tensor '{name}' has a negative dimension in its shape {shown}")
+    count = math.prod(shape)
+    # An empty tensor needs no data, so only this check stands between it and numpy's limits.
+    if (count or math.prod(d for d in shape if d)) > _MAX_ELEMENTS:
+        raise TensorError(f"tensor '{name}' has too large a shape: {str(list(shape))[:80]}")
+    return count
 
 
 def from_bytes(name: str, datatype: str, shape: tuple[int, ...], raw: Buffer) -> Array:
@@ -92,11 +105,11 @@ def to_bytes(datatype: str, array: Array) -> memoryview | bytes:
     return memoryview(flat.data).cast("B") if flat.size else b""
 
 
-def from_list(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> Array:
+def from_list(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]) -> Array:
     """Array from JSON data: flat or nested lists in row-major order.
 
     Numbers must be of the datatype's kind and within its range: 1.5 is no INT32, 300 no UINT8,
-    1 no BOOL. Raises `TensorError`.
+    1 no BOOL. A null is NaN. Raises `TensorError`.
     """
     dtype = _dtype(name, datatype)
     count = element_count(shape, name)
@@ -152,17 +165,24 @@ def _bytes_elements(name: str, count: int, raw: Buffer) -> Array:
     return array
 
 
-def _flatten(data: Any, out: list[Any]) -> list[Any]:
-    for item in data:
-        if isinstance(item, list):
-            _flatten(item, out)
-        else:
-            out.append(item)
+def _flatten(name: str, data: list[Any]) -> list[Any]:
+    out: list[Any] = []
+
+    def visit(items: list[Any], depth: int) -> None:
+        if depth > MAX_DIMENSIONS:
+            raise TensorError(f"tensor '{name}' has data nested deeper than {MAX_DIMENSIONS} lists")
+        for item in items:
+            if isinstance(item, list):
+                visit(item, depth + 1)
+            else:
+                out.append(item)
+
+    visit(data, 1)
     return out
 
 
-def _strings(name: str, data: Any) -> Array:
-    flat = _flatten(data if isinstance(data, list) else [data], [])
+def _strings(name: str, data: list[Any]) -> Array:
+    flat = _flatten(name, data)
     if not all(isinstance(item, str) for item in flat):
         raise TensorError(f"tensor '{name}' is BYTES, so its data must be strings")
     array = np.empty(len(flat), dtype=object)
@@ -170,17 +190,20 @@ def _strings(name: str, data: Any) -> Array:
     return array
 
 
-def _numbers(name: str, datatype: str, dtype: np.dtype[Any], data: Any) -> Array:
+def _numbers(name: str, datatype: str, dtype: np.dtype[Any], data: list[Any]) -> Array:
     wrong = TensorError(f"tensor '{name}' has data that is not {datatype}")
     try:
-        # numpy finds the common type in C; every lie shows in the kind it finds.
+        # numpy finds the common type in C, and lies show in the kind that it finds (except that
+        # it takes a bool among numbers for 0 or 1).
         array = np.array(data)
     except (ValueError, OverflowError, TypeError):
         raise wrong from None
     if array.size == 0:
         return np.empty(0, dtype)
     if array.dtype.kind == "O":
-        array = np.array([math.nan if x is None else x for x in _flatten(data, [])])
+        array = np.array([math.nan if x is None else x for x in _flatten(name, data)])
+    elif array.dtype.kind == "f" and datatype == "UINT64":
+        array = _large_integers(name, data, array)
     kind = array.dtype.kind
     if datatype == "BOOL":
         if kind != "b":
@@ -199,6 +222,14 @@ def _numbers(name: str, datatype: str, dtype: np.dtype[Any], data: Any) -> Array
         if int(array.min()) < info.min or int(array.max()) > info.max:
             raise TensorError(f"tensor '{name}' has data outside the range of {datatype}")
     return array.astype(dtype, copy=False)
+
+
+def _large_integers(name: str, data: list[Any], array: Array) -> Array:
+    """UINT64 data as integers: next to smaller ones, numpy takes those from 2**63 on for floats."""
+    flat = _flatten(name, data)
+    if all(type(x) is int and 0 <= x < 2**64 for x in flat):
+        return np.array(flat, dtype=np.uint64)
+    return array
 
 
 def _to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:

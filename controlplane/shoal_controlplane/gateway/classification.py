@@ -5,6 +5,7 @@ Source: Triton Inference Server, protocol extension "classification".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,8 @@ def classify(tensor: Tensor, count: int, labels: Sequence[str], batched: bool) -
     if tensor.datatype in ("BYTES", "BF16"):
         raise ValueError(f"output '{tensor.name}' is {tensor.datatype}, which has no classes")
     scores = tensor.data
-    rows = scores.reshape(scores.shape[0], -1) if batched and scores.ndim else scores.reshape(1, -1)
+    shape = (scores.shape[0], math.prod(scores.shape[1:])) if batched and scores.ndim else (1, -1)
+    rows = scores.reshape(shape)
     k = min(count, rows.shape[1])
     # NaN sorts last, so it never wins.
     keys = np.where(np.isnan(rows), -np.inf, rows) if rows.dtype.kind == "f" else rows

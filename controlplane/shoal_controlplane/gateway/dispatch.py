@@ -7,7 +7,7 @@ one; whichever answers first wins. Only a request with a `sequence_id` is tried 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ from shoal_controlplane.gateway.table import Replica
 from shoal_controlplane.mqtt.link import Link
 from shoal_shared import oip
 from shoal_shared.clock import Clock
-from shoal_shared.oip import InferReply, InferRequest, OipError
+from shoal_shared.oip import InferReply, InferRequest
 from shoal_shared.publish import (
     Message,
     PublishProperties,
@@ -36,11 +36,25 @@ log = structlog.get_logger("gateway")
 MAX_ATTEMPTS = 3
 MIN_SILENCE_S = 0.5
 SILENCE_FACTOR = 6.0
+MAX_FIGURE = 2**40
+"""Of a figure in a reply; in µs more than any request may take."""
+
+MAX_SENTENCE = 500
+_TICK_S = 1e-3
+"""Timers may fire this much too early."""
+
+# What it means if the last device that was tried answers so, too.
+_STATUS = {
+    InferCode.OVERLOADED: GatewayStatus.EXHAUSTED,
+    InferCode.NOT_FOUND: GatewayStatus.UNAVAILABLE,
+    InferCode.INTERNAL: GatewayStatus.INTERNAL,
+}
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A request under way. `replicas` is asked anew for each attempt."""
+    """A request under way. `replicas` is asked anew for each attempt; `waiting` holds the
+    attempts that may still be answered."""
 
     request: InferRequest
     replicas: Callable[[], Sequence[Replica]]
@@ -48,9 +62,11 @@ class Call:
     deadline: float
     attempts_left: int
     answer: asyncio.Future[tuple[InferReply, Ticket]]
+    waiting: dict[bytes, Ticket] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
     suspects: list[Ticket] = field(default_factory=list)
     last_error: str = ""
+    last_status: GatewayStatus = GatewayStatus.INTERNAL
     timer: asyncio.TimerHandle | None = None
 
     @property
@@ -68,8 +84,7 @@ class Dispatcher:
         self._topics = topics
         self._router = router
         self._clock = clock
-        self._numbers = itertools.count(1)
-        self._pending: dict[bytes, tuple[Call, Ticket]] = {}
+        self._pending: dict[bytes, Call] = {}
         self._infer_topics: dict[str, str] = {}
         reply_topic = topics.replies(gateway_id)
         self._reply_to = response_topic(reply_topic)
@@ -96,20 +111,20 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         attempts = MAX_ATTEMPTS if idempotent else 1
         call = Call(request, replicas, items, deadline, attempts, loop.create_future())
-        self._attempt(call)
         try:
+            self._attempt(call)
             return await call.answer
         finally:
             self._forget(call)
 
     def device_gone(self, device: str) -> None:
         """The device lost its session: what it was working on goes elsewhere at once."""
-        for key, (call, ticket) in list(self._pending.items()):
-            if ticket.device == device:
-                del self._pending[key]
+        for key, call in list(self._pending.items()):
+            ticket = call.waiting.get(key)
+            if ticket is not None and ticket.device == device:
+                self._settle(key)
                 self._router.failed(ticket, self._clock())
-                call.last_error = f"device {device} went offline"
-                self._attempt(call)
+                self._failed(call, f"device {device} went offline", GatewayStatus.INTERNAL)
 
     def _attempt(self, call: Call) -> None:
         """Send to the best device that was not tried, or end the call."""
@@ -117,7 +132,6 @@ class Dispatcher:
             return
         now = self._clock()
         remaining = call.deadline - now
-        waiting = any(c is call for c, _ in self._pending.values()) if call.tried else False
         if remaining <= 0:
             self._fail(call, GatewayStatus.DEADLINE, "the deadline passed before an answer came")
             return
@@ -127,10 +141,11 @@ class Dispatcher:
                 call.model, call.replicas(), call.items, now, exclude=call.tried
             )
         if ticket is None:
-            if waiting:
+            if call.waiting:
                 self._set_timer(call, remaining)
             elif call.last_error:
-                self._fail(call, GatewayStatus.INTERNAL, call.last_error)
+                passing = call.last_status is not GatewayStatus.INTERNAL
+                self._fail(call, call.last_status, call.last_error, 1.0 if passing else None)
             else:
                 self._fail(
                     call,
@@ -158,13 +173,15 @@ class Dispatcher:
             return
         call.tried.add(ticket.device)
         call.attempts_left -= 1
-        silence = max(MIN_SILENCE_S, SILENCE_FACTOR * ticket.delay_ms / 1e3)
-        self._set_timer(call, min(remaining, silence) if call.attempts_left else remaining)
+        patience = _patience_s(ticket) if call.attempts_left else remaining
+        self._set_timer(call, min(remaining, patience))
 
     def _send(self, call: Call, ticket: Ticket, remaining: float) -> bool:
         call.request.parameters = {"timeout": int(remaining * 1e6)}
         buffers, header_length = oip.encode_request(call.request)
-        key = next(self._numbers).to_bytes(8, "big")
+        # Not to be guessed: one device must not answer for another, nor a reply to an earlier
+        # process for this one.
+        key = secrets.token_bytes(8)
         topic = self._infer_topics.get(ticket.device)
         if topic is None:
             topic = self._topics.device(ticket.device, DeviceTopic.INFER)
@@ -175,15 +192,21 @@ class Dispatcher:
             message_expiry(int(remaining) + 1),
             user_property(oip.HEADER_LENGTH, str(header_length)),
         )
-        self._pending[key] = (call, ticket)
+        self._pending[key] = call
+        call.waiting[key] = ticket
         if self._link.publish(topic, b"".join(buffers), properties=properties):
             return True
-        del self._pending[key]
+        self._settle(key)
         return False
+
+    def _settle(self, key: bytes) -> tuple[Call, Ticket] | None:
+        """Take out the attempt that `key` names, if it is still waited for."""
+        call = self._pending.pop(key, None)
+        return None if call is None else (call, call.waiting.pop(key))
 
     def _on_reply(self, message: Message) -> None:
         # Late, replayed and forged replies find nothing that waits for them.
-        entry = self._pending.pop(message.correlation or b"", None)
+        entry = self._settle(message.correlation or b"")
         if entry is None:
             return
         call, ticket = entry
@@ -193,12 +216,12 @@ class Dispatcher:
             reply = oip.decode_reply(message.payload, int(length) if length else None)
             code = InferCode(reply.code) if reply.error else None
             names = ("queue_depth", "service_us", "batch")
-            depth, service_us, batch = (int(reply.parameters.get(name, 0)) for name in names)
-        except (OipError, ValueError, TypeError) as error:
+            depth, service_us, batch = (_figure(reply, name) for name in names)
+        except ValueError as error:
             log.warning("unreadable reply", device=ticket.device, error=str(error))
             self._router.failed(ticket, now)
-            call.last_error = f"device {ticket.device} sent a reply that cannot be read"
-            self._attempt(call)
+            sentence = f"device {ticket.device} sent a reply that cannot be read"
+            self._failed(call, sentence, GatewayStatus.INTERNAL)
             return
         if code is None:
             self._router.succeeded(ticket, now, depth, service_us / 1e3, batch)
@@ -206,24 +229,30 @@ class Dispatcher:
                 call.answer.set_result((reply, ticket))
             return
         self._router.released(ticket, now)
+        sentence = reply.error[:MAX_SENTENCE]
         if code in RETRYABLE:
             if code is InferCode.INTERNAL:
                 call.suspects.append(ticket)
-            call.last_error = f"device {ticket.device}: {reply.error}"
-            self._attempt(call)
+            self._failed(call, f"device {ticket.device}: {sentence}", _STATUS[code])
         elif code is InferCode.EXPIRED:
-            self._fail(call, GatewayStatus.DEADLINE, reply.error)
+            self._fail(call, GatewayStatus.DEADLINE, sentence)
         else:
-            self._fail(call, GatewayStatus.INVALID, reply.error)
+            self._fail(call, GatewayStatus.INVALID, sentence)
+
+    def _failed(self, call: Call, error: str, status: GatewayStatus) -> None:
+        """An attempt came to nothing: make another, and if there is none, say `error`."""
+        call.last_error, call.last_status = error, status
+        self._attempt(call)
 
     def _on_silence(self, call: Call) -> None:
         now = self._clock()
         call.timer = None
-        for other, ticket in self._pending.values():
-            # The reply may still come and then wins; the device is to blame all the same.
-            if other is call and ticket.open:
+        for ticket in call.waiting.values():
+            # The reply may still come and then wins; the device is to blame all the same, unless
+            # the deadline was too short to tell.
+            if now - ticket.sent_at >= _patience_s(ticket) - _TICK_S:
                 self._router.failed(ticket, now)
-        if now >= call.deadline:
+        if now >= call.deadline - _TICK_S:
             self._fail(call, GatewayStatus.DEADLINE, "the deadline passed before an answer came")
         else:
             self._attempt(call)
@@ -250,10 +279,23 @@ class Dispatcher:
         now = self._clock()
         answered = call.answer.done() and not call.answer.cancelled()
         answered = answered and call.answer.exception() is None
-        if not answered or len(call.tried) > 1:
-            for key in [k for k, (c, _) in self._pending.items() if c is call]:
-                self._router.released(self._pending.pop(key)[1], now)
+        for key, ticket in call.waiting.items():
+            del self._pending[key]
+            self._router.released(ticket, now)
+        call.waiting.clear()
         if answered:
             # Another device answered the same request: the suspects were at fault, not it.
             for ticket in call.suspects:
                 self._router.blame(ticket.device, now, probe=ticket.probe)
+
+
+def _patience_s(ticket: Ticket) -> float:
+    """How long a device may stay silent before the request is sent to another one, too."""
+    return max(MIN_SILENCE_S, SILENCE_FACTOR * ticket.delay_ms / 1e3)
+
+
+def _figure(reply: InferReply, name: str) -> int:
+    value = reply.parameters.get(name, 0)
+    if type(value) is not int or not 0 <= value <= MAX_FIGURE:
+        raise ValueError(f"its {name} is not a number that can be")
+    return value

@@ -90,10 +90,10 @@ class InferenceApp:
             name, version, verb = match["name"], match["version"] or "", match["verb"]
             if verb == "infer":
                 if method != "POST":
-                    return _error(405, "use POST to infer")
+                    return _wrong_method(path, "POST")
                 return await self._infer(name, version, headers, receive)
             if method != "GET":
-                return _error(405, f"use GET for {path[:200]}")
+                return _wrong_method(path, "GET")
             if name == "stats" and not version and verb is None:
                 return _json({"model_stats": self._all_statistics()})
             return self._about_model(name, version, verb)
@@ -106,7 +106,7 @@ class InferenceApp:
         match = _REPOSITORY.fullmatch(path)
         if match is not None:
             if method != "POST":
-                return _error(405, f"use POST for {path[:200]}")
+                return _wrong_method(path, "POST")
             await _read_body(headers, receive, self._max_body)
             return await self._repository(match["name"], match["verb"])
         if "sharedmemory" in path or path.startswith(("/v2/trace", "/v2/logging")):
@@ -192,7 +192,7 @@ async def _read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) 
         GatewayStatus.TOO_LARGE, f"the body is larger than the limit of {limit} bytes"
     )
     declared = headers.get(b"content-length", b"")
-    if declared.isdigit() and int(declared) > limit:
+    if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
         raise too_large
     parts: list[bytes] = []
     size = 0
@@ -230,6 +230,8 @@ def _decompressed(body: bytes, encoding: bytes, limit: int) -> bytes:
         )
     if not unpacker.eof:
         raise GatewayError(GatewayStatus.INVALID, "the compressed body is cut off")
+    if unpacker.unused_data:
+        raise GatewayError(GatewayStatus.INVALID, "bytes follow the end of the compressed body")
     return plain
 
 
@@ -274,6 +276,12 @@ def _weights(accepted: bytes) -> list[tuple[bytes, float]]:
         except ValueError:
             continue
     return out
+
+
+def _wrong_method(path: str, allowed: str) -> Answer:
+    answer = _error(405, f"use {allowed} for {path[:200]}")
+    answer.headers.append((b"allow", allowed.encode()))
+    return answer
 
 
 def _json(value: Any) -> Answer:

@@ -36,7 +36,10 @@ class RouterSettings:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One request on its way to one device. `delay_ms` is what the router expects."""
+    """One request on its way to one device. `delay_ms` is what the router expects.
+
+    `state` is what the router knew of the device then; a device that returned has a new one.
+    """
 
     device: str
     model: str
@@ -46,6 +49,7 @@ class Ticket:
     sent_at: float
     probe: bool = False
     open: bool = True
+    state: _Device | None = field(default=None, repr=False)
 
 
 @dataclass(slots=True)
@@ -124,7 +128,7 @@ class Router:
         device.in_flight += 1
         probe = device.ejected_until > 0
         device.probing = device.probing or probe
-        return Ticket(name, model, items, delay, own, now, probe)
+        return Ticket(name, model, items, delay, own, now, probe, state=device)
 
     def succeeded(
         self, ticket: Ticket, now: float, queue_depth: int, service_ms: float, batch: int
@@ -164,10 +168,11 @@ class Router:
         """Count a failure against a device.
 
         After enough failures in a row, or a failed probe, it is ejected for a time that doubles
-        up to a limit, then probed by a single request.
+        up to a limit, then probed by a single request. Failures of requests that were on their
+        way when it was ejected do not prolong that.
         """
         device = self._devices.get(name)
-        if device is None:
+        if device is None or (now < device.ejected_until and not probe):
             return
         s = self._settings
         device.failures += 1
@@ -191,10 +196,9 @@ class Router:
 
     def _close(self, ticket: Ticket, now: float) -> _Device | None:
         device = self._devices.get(ticket.device)
-        if not ticket.open or device is None:
-            ticket.open = False
+        was_open, ticket.open = ticket.open, False
+        if not was_open or device is None or device is not ticket.state:
             return None
-        ticket.open = False
         device.in_flight = max(0, device.in_flight - 1)
         device.head_since = now
         work = device.work.get(ticket.model)
@@ -215,17 +219,23 @@ class Router:
     def _waiting(self, device: _Device, work: _Work, items: int, own: float, now: float) -> float:
         """Milliseconds until the request would be done: all work of its own model, batched with
         it, plus the other models' and the other gateways' work."""
-        total = 0.0
+        total = head = 0.0
         for other in device.work.values():
             ahead = other.items + (items if other is work else 0)
             if ahead:
-                total += _batched_ms(other.profile, ahead) * self._factor(other, now)
-        if device.in_flight:
+                factor = self._factor(other, now)
+                total += _batched_ms(other.profile, ahead) * factor
+                if other.items:
+                    head = max(head, other.profile.milliseconds(1) * factor)
+        if head > 0:
             # What runs there has run for a while; if for longer than it should have, the
-            # device is slower than its replies have told so far.
+            # device is slower than its replies have told so far. Either way the request itself
+            # is still to come.
             elapsed = (now - device.head_since) * 1e3
-            head = self._duration(work, 1, now)
-            total = total - elapsed if elapsed < head else (total - head) * elapsed / head
+            if elapsed < head:
+                total = max(own, total - elapsed)
+            else:
+                total = max(own, total - head) * elapsed / head
         if device.others:
             age = now - device.others_at
             total += own * device.others * 0.5 ** (age / self._settings.others_half_life_s)

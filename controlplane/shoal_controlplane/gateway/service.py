@@ -103,11 +103,13 @@ class Gateway:
         except GatewayError:
             figures.failed(int((self._clock() - started) * 1e9))
             raise
-        service_us = int(reply.parameters.get("service_us", 0))
+        service_us = reply.parameters.get("service_us", 0)
+        # A device cannot have merged more than the model takes.
+        batch = min(max(reply.parameters.get("batch", 0), items), max(model.max_batch, items))
         now = self._clock()
         figures.answered(
             items=items,
-            batch=int(reply.parameters.get("batch", items)),
+            batch=batch,
             total_ns=int((now - started) * 1e9),
             input_ns=int((sent - started) * 1e9),
             infer_ns=service_us * 1000,

@@ -2,7 +2,7 @@
 
 paho's own network thread is not used. The loop watches the socket, so that a message is handled
 and a publication written without a hand-over between threads; only connecting, which blocks,
-runs in a thread.
+runs in a thread, and meanwhile the loop does not touch the client.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any, Protocol, cast
 import structlog
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, topic_matches_sub
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.exception import MalformedPacket
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -24,6 +26,13 @@ from shoal_shared.publish import Handler, Message, PublishProperties, decode_pub
 log = structlog.get_logger("mqtt")
 
 KEEPALIVE_S = 15
+MAX_PACKET_BYTES = 64 * 1024 * 1024 + 16 * 1024
+"""The broker is told to drop what is larger: a payload of 64 MiB and its properties."""
+
+_MAX_BACKLOG_BYTES = 256 * 1024 * 1024
+_READ_BYTES = 64 * 1024
+_READ_BURST = 256
+_STOP_S = 2.0
 
 
 class Link(Protocol):
@@ -44,7 +53,11 @@ class Link(Protocol):
         retain: bool = False,
         properties: PublishProperties | None = None,
     ) -> bool:
-        """Send now; False if there is no session, and then nothing is queued."""
+        """Send now; False if there is no session or no room, and then nothing is queued.
+
+        What was sent but not acknowledged when the session is lost is not sent again: who
+        publishes state does so when called back with True.
+        """
 
     def on_connection(self, callback: Callable[[bool], None]) -> None:
         """Call back with True after each (re)connect and False after each loss."""
@@ -69,15 +82,18 @@ class MqttLink:
         self._exact: dict[str, Handler] = {}
         self._listeners: list[Callable[[bool], None]] = []
         self._task: asyncio.Task[None] | None = None
+        self._connecting: asyncio.Future[str] | None = None
         self._lost = asyncio.Event()
+        self._attempts = 0
+        self._complained = False
         self._writing: socket.socket | None = None
+        self._backlog_bytes = 0
         self.connected = False
-        self._client = client = _FastClient(
+        self._client = client = _LoopClient(
             CallbackAPIVersion.VERSION2, client_id, protocol=MQTTProtocolVersion.MQTTv5
         )
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_paho_message
         client.deliver = self._deliver
         client.on_socket_close = self._on_socket_close
 
@@ -87,17 +103,23 @@ class MqttLink:
         self._task = asyncio.create_task(self._keep_up())
 
     async def stop(self) -> None:
-        """Say goodbye and close."""
+        """Send what was published, say goodbye and close; listeners are not called."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._client.disconnect()
-        self._flush()
-        sock = self._client.socket()
-        if sock is not None:
-            self._loop.remove_reader(sock)
-            self._loop.remove_writer(sock)
-            sock.close()
+        if self._connecting is not None:
+            await self._connecting
+            self._connecting = None
+        if self.connected:
+            self.connected = False
+            self._client.disconnect()
+            self._flush()
+            # paho closes once the goodbye is written; a broker that does not read is left.
+            try:
+                await asyncio.wait_for(self._lost.wait(), _STOP_S)
+            except asyncio.TimeoutError:
+                log.warning("left the broker without a goodbye", broker=self._where)
+        self._client.abort()
 
     def on_connection(self, callback: Callable[[bool], None]) -> None:
         self._listeners.append(callback)
@@ -121,37 +143,57 @@ class MqttLink:
     ) -> bool:
         if not self.connected:
             return False
+        if self._backlog_bytes and self._backlog_bytes + len(payload) > _MAX_BACKLOG_BYTES:
+            log.warning("dropped a message: the broker reads too slowly", topic=topic)
+            return False
         # paho only ever calls `pack()` on the properties.
         self._client.publish(topic, payload, qos, retain, properties)  # type: ignore[arg-type]
         self._flush()
-        return True
+        if self._client.want_write():
+            self._backlog_bytes += len(payload)
+        # The write may have shown that the session is lost.
+        return self.connected
 
     async def _keep_up(self) -> None:
-        attempt = 0
         while True:
             self._lost.clear()
-            try:
-                await self._loop.run_in_executor(
-                    None, lambda: self._client.connect(*self._address, KEEPALIVE_S)
-                )
-            except (OSError, ValueError) as error:
-                if attempt == 0:
-                    log.warning("broker unreachable", broker=self._where, error=str(error))
-                await asyncio.sleep(
-                    self._rng.uniform(0.05, min(self._max_backoff_s, 0.2 * 2**attempt))
-                )
-                attempt = min(attempt + 1, 16)
-                continue
-            sock = cast(socket.socket | None, self._client.socket())
-            if sock is not None:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._loop.add_reader(sock, self._read)
-                attempt = 0
+            if await self._connect():
                 await self._tend()
-            await asyncio.sleep(self._rng.uniform(0.05, 0.3))
+            longest = min(self._max_backoff_s, 0.2 * 2**self._attempts)
+            self._attempts = min(self._attempts + 1, 16)
+            await asyncio.sleep(self._rng.uniform(0.05, longest))
+
+    async def _connect(self) -> bool:
+        """Open a connection and have the loop watch it; False if the broker is not there."""
+        client = self._client
+        # Documents not yet acknowledged are old news: sent again they would come after newer ones.
+        client.drop_out_messages()
+        self._backlog_bytes = 0
+        # Where the wait is cancelled, `stop` waits for the thread and closes the socket.
+        self._connecting = self._loop.run_in_executor(None, self._connect_blocking)
+        error = await asyncio.shield(self._connecting)
+        self._connecting = None
+        sock = cast("socket.socket | None", client.socket())
+        if error or sock is None:
+            self._complain("broker unreachable", error or "it closed the connection at once")
+            return False
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._loop.add_reader(sock, self._read)
+        return True
+
+    def _connect_blocking(self) -> str:
+        """Connect and send the CONNECT packet; the error in words, empty if there is none."""
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.MaximumPacketSize = MAX_PACKET_BYTES
+        host, port = self._address
+        try:
+            self._client.connect(host, port, KEEPALIVE_S, clean_start=True, properties=properties)
+        except (OSError, ValueError) as error:
+            return str(error)
+        return ""
 
     async def _tend(self) -> None:
-        """Keep-alive until the session is lost."""
+        """Keep-alive until the session is lost; also ends a connection without a session."""
         while not self._lost.is_set():
             try:
                 await asyncio.wait_for(self._lost.wait(), 1.0)
@@ -163,8 +205,27 @@ class MqttLink:
     def _where(self) -> str:
         return f"{self._address[0]}:{self._address[1]}"
 
+    def _complain(self, what: str, error: str) -> None:
+        """Log a failure to connect, but only the first in a row."""
+        if not self._complained:
+            log.warning(what, broker=self._where, error=error)
+        self._complained = True
+
     def _read(self) -> None:
-        self._client.loop_read()
+        client = self._client
+        try:
+            for _ in range(_READ_BURST):
+                client.loop_read()
+                if not client.buffered or client.socket() is None:
+                    break
+            else:
+                # Others get a turn; the socket need not be ready for what is buffered.
+                self._loop.call_soon(self._read)
+        except Exception:
+            # paho raises what it does not expect in a packet, and would see it again for ever.
+            log.exception("the broker sent a packet that cannot be read", broker=self._where)
+            client.abort()
+            return
         self._flush()
 
     def _flush(self) -> None:
@@ -173,18 +234,22 @@ class MqttLink:
         if not client.want_write():
             return
         client.loop_write()
-        sock = cast(socket.socket | None, client.socket())
+        sock = cast("socket.socket | None", client.socket())
         if client.want_write() and sock is not None and self._writing is None:
             self._writing = sock
             self._loop.add_writer(sock, self._write)
 
     def _write(self) -> None:
         self._client.loop_write()
-        if not self._client.want_write() and self._writing is not None:
-            self._loop.remove_writer(self._writing)
-            self._writing = None
+        if not self._client.want_write():
+            self._backlog_bytes = 0
+            if self._writing is not None:
+                self._loop.remove_writer(self._writing)
+                self._writing = None
 
     def _on_socket_close(self, _client: Client, _userdata: Any, sock: Any) -> None:
+        if self._connecting is not None and not self._connecting.done():
+            return  # In the connecting thread, and the loop does not watch this socket yet.
         self._loop.remove_reader(sock)
         self._loop.remove_writer(sock)
         self._writing = None
@@ -198,14 +263,28 @@ class MqttLink:
         _properties: Properties | None,
     ) -> None:
         if reason.is_failure:
-            log.warning("broker refused the session", broker=self._where, reason=str(reason))
+            self._complain("broker refused the session", str(reason))
             return
+        self._attempts = 0
+        self._complained = False
         for topic_filter, qos, _ in self._subscriptions:
             client.subscribe(topic_filter, qos)
         self.connected = True
         log.info("connected to the broker", broker=self._where)
+        # Not from within paho's callback: it holds a lock that a failing write needs, too.
+        self._loop.call_soon(self._announce)
+
+    def _announce(self) -> None:
+        if self.connected:
+            self._notify(True)
+
+    def _notify(self, connected: bool) -> None:
         for listener in self._listeners:
-            listener(True)
+            try:
+                listener(connected)
+            except Exception:
+                # It must not keep the others, and the next session, from coming.
+                log.exception("connection listener failed")
 
     def _on_disconnect(
         self,
@@ -215,32 +294,60 @@ class MqttLink:
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
+        if self._connecting is not None and not self._connecting.done():
+            return  # In the connecting thread; `_connect` sees that there is no socket.
         was, self.connected = self.connected, False
         self._lost.set()
         if was:
             log.warning("lost the broker", broker=self._where, reason=str(reason))
-            for listener in self._listeners:
-                listener(False)
-
-    def _on_paho_message(self, _client: Client, _userdata: Any, message: MQTTMessage) -> None:
-        """A message of QoS 1: control traffic, whose properties nobody reads."""
-        self._deliver(Message(message.topic, bytes(message.payload), message.retain))
+            self._notify(False)
 
     def _deliver(self, message: Message) -> None:
-        handler = self._exact.get(message.topic)
-        if handler is not None:
-            handler(message)
+        handler = self._handler(message.topic)
+        if handler is None:
             return
+        try:
+            handler(message)
+        except Exception:
+            # One message must not end the session: retained, it would come again and again.
+            log.exception("message handler failed", topic=message.topic[:200])
+
+    def _handler(self, topic: str) -> Handler | None:
+        handler = self._exact.get(topic)
+        if handler is not None:
+            return handler
         for topic_filter, _, candidate in self._subscriptions:
-            if topic_matches_sub(topic_filter, message.topic):
-                candidate(message)
-                return
+            if topic_matches_sub(topic_filter, topic):
+                return candidate
+        return None
 
 
-class _FastClient(Client):
-    """paho, except that a PUBLISH of QoS 0 is decoded by `shoal_shared.publish`."""
+class _LoopClient(Client):
+    """paho with two detours cut short: small reads, and properties looked up by name.
+
+    paho reads the first bytes of each packet one by one, and takes one packet for each time that
+    the socket is ready; here a read takes what there is, and `buffered` says what is left.
+    """
 
     deliver: Handler
+    buffered = memoryview(b"")
+
+    def abort(self) -> None:
+        """Close the connection, if there is one, and call back."""
+        if self.socket() is not None:
+            self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_PROTOCOL)
+
+    def reconnect(self) -> MQTTErrorCode:
+        self.buffered = memoryview(b"")
+        return super().reconnect()
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        if not self.buffered:
+            if bufsize >= _READ_BYTES:
+                return super()._sock_recv(bufsize)
+            self.buffered = memoryview(super()._sock_recv(_READ_BYTES))
+        head, self.buffered = self.buffered[:bufsize], self.buffered[bufsize:]
+        return cast(bytes, head)
 
     def _handle_publish(self) -> MQTTErrorCode:
         flags = self._in_packet["command"] & 0x0F
@@ -248,10 +355,14 @@ class _FastClient(Client):
             return super()._handle_publish()
         try:
             message = decode_publish(flags, self._in_packet["packet"])
-        except ValueError:
-            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        except ValueError as error:
+            raise MalformedPacket(str(error)) from None
         self.deliver(message)
         return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _handle_on_message(self, message: MQTTMessage) -> None:
+        """A message of QoS 1: control traffic, whose properties nobody reads."""
+        self.deliver(Message(message.topic, bytes(message.payload), message.retain))
 
 
 _conforms: type[Link] = MqttLink

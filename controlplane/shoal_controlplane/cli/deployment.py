@@ -1,0 +1,212 @@
+"""`shoal deployment`: which models run on which devices."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from shoal_controlplane.cli import units
+from shoal_controlplane.cli.client import Client
+from shoal_controlplane.cli.errors import CliError
+from shoal_controlplane.cli.options import (
+    DEFAULT_SERVER,
+    Format,
+    FormatOption,
+    ServerOption,
+    checked_name,
+    key_values,
+    model_reference,
+)
+from shoal_controlplane.cli.output import NONE, Block, State, Table, emit, facts
+from shoal_controlplane.cli.progress import waiting
+from shoal_controlplane.cli.root import noun
+from shoal_controlplane.cli.views import Deployment, read, read_all
+
+DEPLOYMENTS = "/api/v1/deployments"
+POLL_S = 0.25
+SETTLED = frozenset({"ready", "failed"})
+"""States in which a replica stays unless something else changes."""
+
+app = noun("deployment", "Place models on devices.")
+Name = Annotated[str, typer.Argument(metavar="NAME", callback=checked_name)]
+
+
+def register(root: typer.Typer) -> None:
+    """Add the commands."""
+    root.add_typer(app)
+
+
+@app.command("create")
+def create_deployment(
+    model: Annotated[str, typer.Argument(metavar="MODEL[:V]", help="By default the newest.")],
+    name: Annotated[
+        str | None, typer.Option("--name", help="By default that of the model.")
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option("--replicas", min=1, help="On so many devices, by default 1.")
+    ] = None,
+    everywhere: Annotated[bool, typer.Option("--all", help="On every device that fits.")] = False,
+    select: Annotated[
+        list[str] | None,
+        typer.Option("--select", metavar="K=V", help="Only devices with this label, repeatable."),
+    ] = None,
+    slo_ms: Annotated[
+        float | None, typer.Option("--slo-ms", help="Answer within so many milliseconds.")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Wait until it is ready or cannot be.")] = True,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait.")] = 300.0,
+    output: FormatOption = Format.TABLE,
+    server: ServerOption = DEFAULT_SERVER,
+) -> None:
+    """Deploy a model: devices that fit fetch, load and measure it, then serve it."""
+    if everywhere and replicas is not None:
+        raise typer.BadParameter("give either --replicas or --all, not both.")
+    model_name, version = model_reference(model)
+    body = {
+        "model": model_name,
+        "version": version,
+        "name": None if name is None else checked_name(name),
+        "replicas": replicas,
+        "all": everywhere or None,
+        "select": key_values(select or []) or None,
+        "slo_ms": slo_ms,
+    }
+    given = {key: value for key, value in body.items() if value is not None}
+    with Client(server) as client:
+        document = client.send("POST", DEPLOYMENTS, given)
+        if wait:
+            path = f"{DEPLOYMENTS}/{checked_name(read(Deployment, document).name)}"
+            with waiting() as tell:
+                document = settle(lambda: client.get(path), tell, timeout)
+    emit(output, document, lambda: [_sentence(read(Deployment, document))])
+
+
+@app.command("list")
+def list_deployments(
+    output: FormatOption = Format.TABLE, server: ServerOption = DEFAULT_SERVER
+) -> None:
+    """List deployments."""
+    with Client(server) as client:
+        documents = client.items(DEPLOYMENTS)
+    emit(output, documents, lambda: _overview(read_all(Deployment, documents)))
+
+
+@app.command("show")
+def show_deployment(
+    name: Name, output: FormatOption = Format.TABLE, server: ServerOption = DEFAULT_SERVER
+) -> None:
+    """Show a deployment and its replicas."""
+    with Client(server) as client:
+        document = client.get(f"{DEPLOYMENTS}/{name}")
+    emit(output, document, lambda: _details(read(Deployment, document)))
+
+
+@app.command("delete")
+def delete_deployment(
+    name: Name, output: FormatOption = Format.TABLE, server: ServerOption = DEFAULT_SERVER
+) -> None:
+    """Delete a deployment: its devices unload the model."""
+    with Client(server) as client:
+        client.send("DELETE", f"{DEPLOYMENTS}/{name}")
+    emit(output, {"deleted": name}, lambda: [f"{name} was deleted"])
+
+
+def settle(
+    get: Callable[[], Any],
+    tell: Callable[[str], None],
+    timeout_s: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Any:
+    """The document of a deployment once it is ready.
+
+    Raises `CliError` when it cannot become ready as things are, or has not within `timeout_s`.
+    """
+    deadline = clock() + timeout_s
+    while True:
+        document = get()
+        deployment = read(Deployment, document)
+        sentence = _sentence(deployment)
+        if deployment.state == "ready":
+            return document
+        if deployment.state == "failed" or _stuck(deployment):
+            raise CliError(f"{sentence}: see `shoal deployment show {deployment.name}`")
+        if clock() >= deadline:
+            raise CliError(
+                f"{sentence} after {timeout_s:g} s: it goes on without this command, see `shoal "
+                f"deployment show {deployment.name}`"
+            )
+        tell(sentence)
+        sleep(POLL_S)
+
+
+def _stuck(deployment: Deployment) -> bool:
+    """Whether no replica is under way any more and at least one has failed."""
+    states = {placement.state for placement in deployment.placements}
+    return "failed" in states and states <= SETTLED
+
+
+def _sentence(deployment: Deployment) -> str:
+    """As in "resnet is progressing, 1 of 2 replicas ready: jetson-1: loading"."""
+    reason = f": {deployment.reason}" if deployment.reason else ""
+    return (
+        f"{deployment.name} is {deployment.state}, {deployment.ready} of {deployment.wanted} "
+        f"replicas ready{reason.rstrip('.')}"
+    )
+
+
+def _overview(deployments: list[Deployment]) -> list[Block]:
+    if not deployments:
+        return ["no deployments: make one with `shoal deployment create MODEL`"]
+    header = ("DEPLOYMENT", "MODEL", "STATE", "READY", "SELECT", "REASON")
+    rows = [
+        (
+            deployment.name,
+            f"{deployment.model}:{deployment.version}",
+            State(deployment.state),
+            f"{deployment.ready}/{deployment.wanted}{' (all)' if deployment.all else ''}",
+            _pairs(deployment.select) or NONE,
+            deployment.reason or NONE,
+        )
+        for deployment in deployments
+    ]
+    return [Table(header, rows)]
+
+
+def _details(deployment: Deployment) -> list[Block]:
+    wanted = "on every device that fits" if deployment.all else f"{deployment.wanted} wanted"
+    blocks: list[Block] = [
+        facts(
+            [
+                ("deployment", deployment.name),
+                ("model", f"{deployment.model}:{deployment.version}"),
+                ("state", State(deployment.state)),
+                ("reason", deployment.reason),
+                ("replicas", f"{deployment.ready} of {deployment.wanted} ready, {wanted}"),
+                ("select", _pairs(deployment.select)),
+                ("answer in", units.milliseconds(deployment.slo_ms) if deployment.slo_ms else ""),
+                ("created", units.local(deployment.created_at)),
+            ]
+        )
+    ]
+    if not deployment.placements:
+        return [*blocks, "no replicas"]
+    rows = [
+        (
+            placement.device,
+            State(placement.state),
+            ", ".join(placement.providers) or NONE,
+            units.milliseconds(placement.profile.milliseconds(1)) if placement.profile else NONE,
+            f"up to {placement.profile.knee}" if placement.profile else NONE,
+            placement.reason or NONE,
+        )
+        for placement in deployment.placements
+    ]
+    return [*blocks, Table(("DEVICE", "STATE", "PROVIDERS", "ONE ITEM", "BATCH", "REASON"), rows)]
+
+
+def _pairs(labels: dict[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(labels.items()))

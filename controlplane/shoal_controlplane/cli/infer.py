@@ -1,0 +1,205 @@
+"""`shoal infer`: one request through the gateway, and its answer for people."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shoal_controlplane.cli import units
+from shoal_controlplane.cli.client import Client
+from shoal_controlplane.cli.errors import CliError
+from shoal_controlplane.cli.options import (
+    DEFAULT_SERVER,
+    Format,
+    FormatOption,
+    ServerOption,
+    checked_name,
+    model_reference,
+)
+from shoal_controlplane.cli.output import emit
+from shoal_controlplane.cli.views import ModelVersion, read
+
+if TYPE_CHECKING:
+    from shoal_controlplane.models.answer import Answer
+    from shoal_controlplane.models.card import ModelCard
+    from shoal_shared.oip import InferReply, Tensor
+
+DEFAULT_TIMEOUT_MS = 30_000
+GRACE_S = 5.0
+"""Longer than the gateway takes to say that the time is over."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to send; `picture` is width and height of the picture it was made of."""
+
+    inputs: list[Tensor]
+    picture: tuple[int, int] | None = None
+
+
+def register(root: typer.Typer) -> None:
+    """Add the command."""
+    root.command("infer")(infer)
+
+
+def infer(
+    model: Annotated[str, typer.Argument(metavar="MODEL[:V]", help="By default the newest.")],
+    image: Annotated[Path | None, typer.Option("--image", help="A picture.")] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="NAME=@FILE.npy", help="An input tensor, repeatable."),
+    ] = None,
+    text: Annotated[str | None, typer.Option("--text", help="A text.")] = None,
+    timeout_ms: Annotated[
+        int, typer.Option("--timeout-ms", min=1, max=3_600_000, help="Answer within this time.")
+    ] = DEFAULT_TIMEOUT_MS,
+    save: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Save the outputs as .npy here.")
+    ] = None,
+    output: FormatOption = Format.TABLE,
+    server: ServerOption = DEFAULT_SERVER,
+) -> None:
+    """Ask a model: a picture or a text as its card says, or tensors as they are."""
+    if sum(given is not None for given in (image, text, inputs or None)) != 1:
+        raise typer.BadParameter("give one of --image, --text and --input.")
+    files = _input_files(inputs or [])
+    name, wanted = model_reference(model)
+    with Client(server) as client:
+        version = _version(client, name, wanted)
+        card = _card(version)
+        question = _question(version, card, image, text, files)
+        reply, took_s = _ask(client, version, question, timeout_ms)
+    answer = None
+    if card is not None:
+        answer = _answer(card, reply, question)
+    _print(reply, answer, took_s, save, output)
+
+
+def _input_files(texts: list[str]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for text in texts:
+        name, sign, file = text.partition("=@")
+        if not (name and sign and file):
+            raise typer.BadParameter(f"{text[:80]!r} is not of the form NAME=@FILE.npy.")
+        files[name] = Path(file)
+    return files
+
+
+def _version(client: Client, name: str, version: str | None) -> ModelVersion:
+    """The version to ask: the one that is wanted, or the newest that is deployed."""
+    path = f"/v2/models/{name}" + (f"/versions/{version}" if version else "")
+    try:
+        deployed = client.get(path)
+    except CliError as error:
+        raise CliError(f"{error}: see `shoal deployment list`") from None
+    if version is None:
+        known = deployed.get("versions") if isinstance(deployed, dict) else None
+        if not isinstance(known, list) or not known:
+            raise CliError(f"the gateway names no version of {name}: give one, as in {name}:1")
+        version = checked_name(str(known[-1]))
+    return read(ModelVersion, client.get(f"/api/v1/models/{name}/versions/{version}"))
+
+
+def _card(version: ModelVersion) -> ModelCard | None:
+    from shoal_controlplane.models.card import card_from_dict
+
+    return None if version.card is None else card_from_dict(version.card)
+
+
+def _question(
+    version: ModelVersion,
+    card: ModelCard | None,
+    image: Path | None,
+    text: str | None,
+    files: dict[str, Path],
+) -> Question:
+    from shoal_controlplane.cli.tensorfiles import load_tensor
+    from shoal_controlplane.models.media import image_to_tensor, load_picture, text_to_tensor
+    from shoal_shared.oip import Tensor
+    from shoal_shared.tensors import datatype_of
+
+    datatypes = {spec.name: spec.datatype for spec in version.signature.inputs}
+    if files:
+        return Question(
+            [load_tensor(name, path, datatypes.get(name)) for name, path in files.items()]
+        )
+    if card is None:
+        raise CliError(
+            f"{version.name}:{version.version} has no model card that says how a picture or text "
+            "becomes its input: give tensors with --input NAME=@FILE.npy"
+        )
+    picture = None
+    if image is not None:
+        loaded = load_picture(image)
+        picture, arrays = loaded.size, image_to_tensor(card, loaded)
+    else:
+        arrays = text_to_tensor(card, text or "")
+    return Question([Tensor(n, datatype_of(array), array) for n, array in arrays.items()], picture)
+
+
+def _ask(
+    client: Client, version: ModelVersion, question: Question, timeout_ms: int
+) -> tuple[InferReply, float]:
+    """The reply, and the seconds it took from here."""
+    from shoal_shared import oip
+
+    request = oip.InferRequest(question.inputs, parameters={"binary_data_output": True})
+    buffers, length = oip.encode_request(request)
+    headers = {
+        "Content-Type": "application/octet-stream",
+        oip.HEADER_LENGTH: str(length),
+        "Shoal-Timeout-Ms": str(timeout_ms),
+    }
+    path = f"/v2/models/{version.name}/versions/{version.version}/infer"
+    started = time.perf_counter()
+    body, reply_headers = client.post_bytes(
+        path, b"".join(buffers), headers, timeout_ms / 1000 + GRACE_S
+    )
+    took_s = time.perf_counter() - started
+    size = reply_headers.get(oip.HEADER_LENGTH.lower())
+    try:
+        reply = oip.decode_reply(body, int(size) if size is not None else None)
+    except ValueError as error:
+        raise CliError(f"the gateway's reply cannot be read ({error})") from None
+    return reply, took_s
+
+
+def _answer(card: ModelCard, reply: InferReply, question: Question) -> Answer | None:
+    """The outputs as the card reads them; None where a batch of more than one was sent."""
+    from shoal_controlplane.cli.tensorfiles import by_name
+    from shoal_controlplane.models.media import read_answer
+
+    if any(tensor.data.shape[:1] not in ((), (1,)) for tensor in question.inputs):
+        return None
+    return read_answer(card, by_name(reply.outputs), question.picture)
+
+
+def _print(
+    reply: InferReply, answer: Answer | None, took_s: float, folder: Path | None, output: Format
+) -> None:
+    from shoal_controlplane.cli.tensorfiles import as_document, brief, save_tensors
+
+    saved = save_tensors(reply.outputs, folder) if folder is not None else []
+    device = str(reply.parameters.get("device", "a device"))
+    document: dict[str, Any] = {
+        "model": reply.model_name,
+        "version": reply.model_version,
+        "device": device,
+        "milliseconds": round(took_s * 1000, 3),
+    }
+    if answer is not None:
+        document["answer"] = asdict(answer)
+        lines = answer.lines()
+    else:
+        lines = [brief(tensor) for tensor in reply.outputs]
+    if saved:
+        document["saved"] = [str(path) for path in saved]
+        lines = [*lines, *(f"saved {path}" for path in saved)]
+    elif answer is None:
+        document["outputs"] = [as_document(tensor) for tensor in reply.outputs]
+    lines.append(f"answered by {device} in {units.milliseconds(took_s * 1000)}")
+    emit(output, document, lambda: lines)

@@ -1,0 +1,42 @@
+"""Figures as people read them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+_SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
+_AGES = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+def size(count: float) -> str:
+    """Bytes with a binary unit: 512 B, 7.6 GiB, 120 MiB."""
+    for unit in _SIZES:
+        if count < 999.5 or unit == _SIZES[-1]:
+            return f"{count:.1f} {unit}" if unit != "B" and count < 99.95 else f"{count:.0f} {unit}"
+        count /= 1024
+    raise AssertionError("the last unit takes everything")
+
+
+def milliseconds(value: float) -> str:
+    """Milliseconds with three figures: 0.42 ms, 8.31 ms, 120 ms."""
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f} ms"
+
+
+def percent(fraction: float) -> str:
+    """A fraction of one in whole per cent."""
+    return f"{fraction * 100:.0f} %"
+
+
+def age(moment: datetime, now: datetime) -> str:
+    """How long ago `moment` was, in its largest unit: 5 s ago, 3 d ago."""
+    seconds = max(0, int((now - moment).total_seconds()))
+    for length, unit in _AGES:
+        if seconds >= length:
+            return f"{seconds // length} {unit} ago"
+    return "now"
+
+
+def local(moment: datetime) -> str:
+    """Date and time of this machine's zone, to the second."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,148 @@
+"""What the API answers, as far as the command prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+import msgspec
+
+from shoal_controlplane.cli.errors import CliError
+from shoal_shared.messages import Accelerator, Board, RuntimeInfo
+from shoal_shared.profiles import Profile
+from shoal_shared.signature import ModelSignature
+
+V = TypeVar("V")
+
+
+class Telemetry(msgspec.Struct, kw_only=True):
+    """A device's last telemetry."""
+
+    cpu_load: float
+    memory_used_bytes: int
+    temperature_c: float | None = None
+    throttled: bool = False
+    power_w: float | None = None
+    models: dict[str, tuple[int, int, int]] = {}
+
+
+class Replica(msgspec.Struct, kw_only=True):
+    """One model on a device."""
+
+    model: str
+    version: str
+    state: str
+    reason: str = ""
+    deployment: str = ""
+    providers: tuple[str, ...] = ()
+    memory_bytes: int = 0
+    profile: Profile | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.model}:{self.version}"
+
+
+class Device(msgspec.Struct, kw_only=True):
+    """A device; what only it knows is None until it has spoken."""
+
+    id: str
+    condition: str
+    last_seen: datetime
+    first_seen: datetime
+    board: Board | None = None
+    cores: int | None = None
+    memory_bytes: int | None = None
+    disk_free_bytes: int | None = None
+    accelerators: tuple[Accelerator, ...] = ()
+    runtimes: tuple[RuntimeInfo, ...] = ()
+    labels: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
+    agent_version: str | None = None
+    goal: int | None = None
+    goal_seen: int | None = None
+    telemetry: Telemetry | None = None
+    replicas: tuple[Replica, ...] = ()
+
+    @property
+    def present(self) -> bool:
+        """Whether load and models are news; of a device that is away they are history."""
+        return self.condition != "offline"
+
+
+class Model(msgspec.Struct, kw_only=True):
+    """A model in the list."""
+
+    name: str
+    latest: str
+    versions: tuple[str, ...]
+
+
+class ModelVersion(msgspec.Struct, kw_only=True):
+    """A version of a model; `max_batch` is 0 where it has no batch dimension."""
+
+    name: str
+    version: str
+    digest: str
+    size_bytes: int
+    format: str
+    signature: ModelSignature
+    max_batch: int
+    created_at: datetime
+    parameters: int = 0
+    opset: int | None = None
+    card: dict[str, Any] | None = None
+
+
+class Placement(msgspec.Struct, kw_only=True):
+    """A replica of a deployment."""
+
+    device: str
+    state: str
+    reason: str = ""
+    providers: tuple[str, ...] = ()
+    profile: Profile | None = None
+
+
+class Deployment(msgspec.Struct, kw_only=True):
+    """A deployment; `replicas` is None where `all` is true."""
+
+    name: str
+    model: str
+    version: str
+    state: str
+    wanted: int
+    ready: int
+    created_at: datetime
+    replicas: int | None = None
+    all: bool = False
+    select: dict[str, str] = {}
+    slo_ms: float | None = None
+    reason: str = ""
+    placements: tuple[Placement, ...] = ()
+
+
+class Event(msgspec.Struct, kw_only=True):
+    """An event of the fleet."""
+
+    id: int
+    time: datetime
+    kind: str
+    message: str
+
+
+def read(kind: type[V], document: Any) -> V:
+    """A document of the API as a view. Raises `CliError` if it is none."""
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        raise CliError(
+            f"the control plane's answer cannot be read ({error}): is it a Shoal control plane "
+            "of the same version as this command?"
+        ) from None
+
+
+def read_all(kind: type[V], documents: Sequence[Any]) -> list[V]:
+    """Documents as views; see `read`."""
+    return [read(kind, document) for document in documents]

@@ -1,0 +1,327 @@
+"""The loop from what changed to where models run: snapshot, placement, goals, serving table."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from shoal_controlplane.deployments.goals import models_by_device, next_goal
+from shoal_controlplane.deployments.picture import served_models, snapshot
+from shoal_controlplane.deployments.status import Summary, summarise
+from shoal_controlplane.deployments.store import Deployment, DeploymentStore
+from shoal_controlplane.devices.live import Device, LiveFleet
+from shoal_controlplane.errors import NotFoundError
+from shoal_controlplane.events.log import EventLog
+from shoal_controlplane.gateway.table import ServedModel, ServingTable
+from shoal_controlplane.models.version import ModelVersion
+from shoal_controlplane.planner.placement import place
+from shoal_controlplane.planner.snapshot import Limits, ModelKey, Placed
+from shoal_shared.clock import Clock
+from shoal_shared.messages import Desired
+from shoal_shared.status import DeploymentState, ReplicaState
+
+log = structlog.get_logger("deployments")
+
+DEBOUNCE_S = 0.05
+RETRY_S = 10.0
+"""How often a deployment that lacks devices is tried again: room may have come."""
+FAILURE_PAUSE_S = 1.0
+IDLE_SHARE = 5.0
+"""Rest after a step, in multiples of what it took, so that a large fleet leaves time for
+requests."""
+
+_EVENTS = {
+    DeploymentState.READY: "deployment.ready",
+    DeploymentState.DEGRADED: "deployment.degraded",
+    DeploymentState.FAILED: "deployment.failed",
+}
+
+
+class Models(Protocol):
+    """Where model versions are looked up."""
+
+    async def get(self, name: str, version: str | None = None) -> ModelVersion:
+        """One version, or the newest. Raises `NotFoundError`."""
+
+
+class Goals(Protocol):
+    """Where goals of devices are published."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    def set(self, device: str, desired: Desired) -> None: ...
+
+
+class DeploymentController:
+    """Keeps devices, database and gateway in step with what deployments ask for.
+
+    Nothing is placed until `startup_s` after the link is up for the first time: the retained
+    status of the devices must have had a chance to arrive.
+    """
+
+    def __init__(
+        self,
+        store: DeploymentStore,
+        fleet: LiveFleet,
+        models: Models,
+        goals: Goals,
+        table: ServingTable,
+        events: EventLog,
+        clock: Clock,
+        *,
+        grace_s: float = 5.0,
+        startup_s: float = 5.0,
+    ) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._models = models
+        self._goals = goals
+        self._table = table
+        self._events = events
+        self._clock = clock
+        self._limits = Limits(grace_s=grace_s)
+        self._startup_s = startup_s
+        self._settled_at: float | None = None
+        self._known: dict[ModelKey, ModelVersion] = {}
+        self._failures: dict[tuple[str, ModelKey], float] = {}
+        self._placed: dict[str, Placed] = {}
+        self._states: dict[str, DeploymentState] | None = None
+        self._served: list[ServedModel] = []
+        self._woken = asyncio.Event()
+        self._stepped = asyncio.Condition()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Load what was decided before and begin. The fleet must have been loaded."""
+        await self._store.load()
+        for device, goal in self._store.goals.items():
+            self._goals.set(device, goal)
+        await self._look_up()
+        for known in self._fleet:
+            self._note_failures(None, known)
+        self._fleet.listen(self._fleet_changed)
+        self._woken.set()
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def wake(self) -> None:
+        """Something changed: decide anew soon."""
+        self._woken.set()
+
+    def learn(self, model: ModelVersion) -> None:
+        """A deployment of `model` was just stored."""
+        self._known[model.name, model.version] = model
+        self.wake()
+
+    def connection_changed(self, connected: bool) -> None:
+        """For the link: its first session begins the time that devices get to show up."""
+        if connected and self._settled_at is None:
+            # With nothing assigned there is nothing that could be taken from a late device.
+            wait = self._startup_s if self._store.assignment else 0.0
+            self._settled_at = self._clock() + wait
+            self.wake()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the devices had their chance to show up after the start."""
+        return self._settled_at is not None and self._clock() >= self._settled_at
+
+    def summary(self, deployment: Deployment) -> Summary:
+        """A deployment as it is at this moment."""
+        model = self._known.get(deployment.key)
+        return summarise(
+            deployment,
+            model.digest if model is not None else None,
+            self._placed.get(deployment.name),
+            self._store.assignment.get(deployment.name, frozenset()),
+            self._fleet.get,
+        )
+
+    def is_placed(self, name: str) -> bool:
+        """Whether the planner has looked at a deployment since the start."""
+        return name in self._placed
+
+    async def changed(self, condition: Callable[[], bool]) -> None:
+        """Wait until a step has made `condition` true."""
+        async with self._stepped:
+            await self._stepped.wait_for(condition)
+
+    async def step(self) -> None:
+        """Bring everything in step once."""
+        await self._look_up()
+        self._serve()
+        if self.settled:
+            async with self._store.changing:
+                await self._look_up()
+                await self._place()
+            self._tell_states()
+        async with self._stepped:
+            self._stepped.notify_all()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        rest = DEBOUNCE_S
+        while True:
+            try:
+                await asyncio.wait_for(self._woken.wait(), self._due_in())
+            except TimeoutError:
+                pass
+            await asyncio.sleep(rest)
+            self._woken.clear()
+            began = loop.time()
+            try:
+                await self.step()
+            except Exception:
+                # One bad step must not end placement for good: say it in full, try again.
+                log.exception("placement failed, trying again")
+                await asyncio.sleep(FAILURE_PAUSE_S)
+                self._woken.set()
+            rest = max(DEBOUNCE_S, IDLE_SHARE * (loop.time() - began))
+
+    def _due_in(self) -> float | None:
+        """Seconds until something changes by the mere passing of time; None for never."""
+        now = self._clock()
+        if self._settled_at is None:
+            return None
+        if now < self._settled_at:
+            return self._settled_at - now
+        due = [RETRY_S] if any(placed.reason for placed in self._placed.values()) else []
+        for devices in self._store.assignment.values():
+            for name in devices:
+                device = self._fleet.get(name)
+                if device is not None and not device.online:
+                    left = self._limits.grace_s - (now - device.since)
+                    if left >= 0:
+                        due.append(left + DEBOUNCE_S)
+        return min(due, default=None)
+
+    def _fleet_changed(self, before: Device | None, after: Device | None) -> None:
+        if before is not None and after is not None and _same_for_placement(before, after):
+            return
+        self._note_failures(before, after)
+        self.wake()
+
+    def _note_failures(self, before: Device | None, after: Device | None) -> None:
+        """Remember where a model failed, so that it is not put there again at once."""
+        device = after or before
+        if device is None:
+            return
+        if after is None:
+            for pair in [pair for pair in self._failures if pair[0] == device.id]:
+                del self._failures[pair]
+            return
+        old = {(r.model, r.version): r.state for r in before.replicas} if before else {}
+        for report in after.replicas:
+            key = (report.model, report.version)
+            if report.state is ReplicaState.READY:
+                self._failures.pop((after.id, key), None)
+            elif (
+                report.state is ReplicaState.FAILED
+                and old.get(key) is not ReplicaState.FAILED
+                and key in self._known
+            ):
+                self._failures[after.id, key] = self._clock()
+
+    async def _look_up(self) -> None:
+        """Learn the models of all deployments; one that is gone makes its deployment fail."""
+        for key in {d.key for d in self._store.deployments.values()} - self._known.keys():
+            with contextlib.suppress(NotFoundError):
+                self._known[key] = await self._models.get(*key)
+
+    def _serve(self) -> None:
+        served = served_models(self._fleet, self._store.deployments.values(), self._known)
+        if served != self._served:
+            self._table.publish(served)
+            self._served = served
+        present = {(m.name, m.version) for m in served}
+        deployed = {d.key for d in self._store.deployments.values()}
+        for key in self._known.keys() - present - deployed:
+            del self._known[key]
+
+    async def _place(self) -> None:
+        """Decide, save, publish: in this order, so that no device ever acts on a goal that a
+        restart would not know."""
+        store, now = self._store, self._clock()
+        memory_s = self._limits.failure_memory_s
+        self._failures = {p: at for p, at in self._failures.items() if now - at < memory_s}
+        deployments = list(store.deployments.values())
+        placed = place(
+            snapshot(
+                self._fleet,
+                deployments,
+                store.assignment,
+                self._known,
+                self._failures,
+                now,
+                self._limits,
+            )
+        )
+        assignment = {name: p.devices for name, p in placed.items()}
+        changed = {n: d for n, d in assignment.items() if d != store.assignment.get(n)}
+        goals = self._next_goals({**store.assignment, **assignment})
+        gone = [device for device in store.goals if self._fleet.get(device) is None]
+        self._placed = placed
+        completed = [
+            d.name
+            for d in deployments
+            if not d.completed
+            and d.name not in changed
+            and self.summary(d).state is DeploymentState.READY
+        ]
+        if changed or goals or gone or completed:
+            await store.commit(changed, goals, gone, completed)
+        for device, goal in goals.items():
+            self._goals.set(device, goal)
+
+    def _next_goals(self, assignment: dict[str, frozenset[str]]) -> dict[str, Desired]:
+        wanted = models_by_device(self._store.deployments.values(), assignment, self._known)
+        goals: dict[str, Desired] = {}
+        for device in self._fleet:
+            current = self._store.goals.get(device.id)
+            goal = next_goal(current, wanted.get(device.id, ()), device.reported)
+            if goal is not None:
+                goals[device.id] = goal
+        return goals
+
+    def _tell_states(self) -> None:
+        """Append events for deployments whose state changed; what was so at the start is not
+        news."""
+        states: dict[str, DeploymentState] = {}
+        for deployment in self._store.deployments.values():
+            summary = self.summary(deployment)
+            states[deployment.name] = summary.state
+            kind = _EVENTS.get(summary.state)
+            if self._states is None or kind is None:
+                continue
+            if self._states.get(deployment.name) is not summary.state:
+                message = _sentence(deployment, summary)
+                data = {"ready": summary.ready, "wanted": summary.wanted}
+                self._events.append(kind, deployment.name, message, data)
+        self._states = states
+
+
+def _same_for_placement(before: Device, after: Device) -> bool:
+    """Whether two pictures of a device differ in nothing but load and time."""
+    return (
+        before.presence is after.presence
+        and before.boot_id == after.boot_id
+        and before.capabilities is after.capabilities
+        and before.reported is after.reported
+        and before.cordoned == after.cordoned
+        and before.operator_labels is after.operator_labels
+    )
+
+
+def _sentence(deployment: Deployment, summary: Summary) -> str:
+    counts = f"{summary.ready} of {summary.wanted} replicas ready"
+    text = f"Deployment {deployment.name} is {summary.state.value}: {counts}"
+    return f"{text}; {summary.reason}." if summary.reason else f"{text}."

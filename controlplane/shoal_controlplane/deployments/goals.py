@@ -1,0 +1,77 @@
+"""From assignments to the goals of devices. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from shoal_controlplane.deployments.store import Deployment
+from shoal_controlplane.models.version import ModelVersion
+from shoal_controlplane.planner.snapshot import ModelKey
+from shoal_shared.messages import Desired, ModelGoal, Reported
+
+_MOST_PLAUSIBLE_GOAL = 2**53
+
+MAX_BATCH = 4096
+"""Devices refuse goals with more."""
+
+
+def model_goal(deployment: Deployment, model: ModelVersion) -> ModelGoal:
+    """What a device is told about one deployment."""
+    return ModelGoal(
+        deployment=deployment.name,
+        model=deployment.model,
+        version=deployment.version,
+        digest=model.digest,
+        size=model.size,
+        format=model.format,
+        max_batch=min(deployment.max_batch or max(1, model.max_batch), MAX_BATCH),
+        options=dict(deployment.options),
+    )
+
+
+def goal_size(goal: ModelGoal) -> int:
+    """Bytes that a model takes in a goal document."""
+    return len(msgspec.json.encode(goal)) + 1
+
+
+def models_by_device(
+    deployments: Iterable[Deployment],
+    assignment: Mapping[str, frozenset[str]],
+    models: Mapping[ModelKey, ModelVersion],
+) -> dict[str, tuple[ModelGoal, ...]]:
+    """What every device shall serve, by model and version.
+
+    Deployments of one model version share it where they meet; the oldest gives its options.
+    """
+    found: dict[str, dict[ModelKey, ModelGoal]] = {}
+    for deployment in deployments:
+        model = models.get(deployment.key)
+        if model is None:
+            continue
+        goal = model_goal(deployment, model)
+        for device in assignment.get(deployment.name, ()):
+            found.setdefault(device, {}).setdefault(deployment.key, goal)
+    return {
+        device: tuple(goal for _, goal in sorted(goals.items())) for device, goals in found.items()
+    }
+
+
+def next_goal(
+    current: Desired | None, models: tuple[ModelGoal, ...], reported: Reported | None
+) -> Desired | None:
+    """The goal to publish next, None if the device has the right one already.
+
+    Its number grows only with its content, or to get past a number that the device saw from an
+    earlier database. A device that never had a goal gets one only if there is something to say.
+    """
+    number = current.goal if current is not None else 0
+    seen = reported.goal if reported is not None else 0
+    if seen > _MOST_PLAUSIBLE_GOAL:
+        seen = 0
+    if current is None:
+        needed = bool(models) or (reported is not None and bool(reported.models))
+    else:
+        needed = current.models != models or seen > number
+    return Desired(goal=max(number, seen) + 1, models=models) if needed else None

@@ -1,0 +1,109 @@
+"""The state of a deployment from what its devices report. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shoal_controlplane.deployments.store import Deployment
+from shoal_controlplane.devices.live import Device
+from shoal_controlplane.planner.snapshot import Placed
+from shoal_shared.profiles import Profile
+from shoal_shared.status import DeploymentState, ReplicaState
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One replica. Where its device is away, or is not `heard` about it, it counts as queued."""
+
+    device: str
+    state: ReplicaState
+    reason: str = ""
+    providers: tuple[str, ...] = ()
+    profile: Profile | None = None
+    heard: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A deployment over its replicas. `reason` is empty where all is well."""
+
+    state: DeploymentState
+    reason: str
+    wanted: int
+    ready: int
+    placements: tuple[Placement, ...]
+
+
+def summarise(
+    deployment: Deployment,
+    digest: str | None,
+    placed: Placed | None,
+    assigned: frozenset[str],
+    device: Callable[[str], Device | None],
+) -> Summary:
+    """State, counts and replicas of a deployment.
+
+    `digest` is that of the model, None if the model is gone; `placed` the planner's last word,
+    None if it has not spoken yet.
+    """
+    placements = tuple(
+        _placement(deployment, digest, name, device(name)) for name in sorted(assigned)
+    )
+    ready = sum(p.state is ReplicaState.READY for p in placements)
+    if placed is not None:
+        wanted = placed.wanted
+    else:
+        wanted = len(assigned) if deployment.replicas is None else deployment.replicas
+    state = _state(deployment, wanted, ready, placements)
+    if digest is None:
+        missing = f"model {deployment.model}:{deployment.version} is gone: push it again"
+        return Summary(DeploymentState.FAILED, missing, wanted, ready, placements)
+    reason = ""
+    if state is not DeploymentState.READY:
+        reason = _reason(placed, placements)
+    return Summary(state, reason, wanted, ready, placements)
+
+
+def _state(
+    deployment: Deployment, wanted: int, ready: int, placements: tuple[Placement, ...]
+) -> DeploymentState:
+    if wanted and ready >= wanted:
+        return DeploymentState.READY
+    if ready:
+        return DeploymentState.DEGRADED if deployment.completed else DeploymentState.PROGRESSING
+    if any(p.state is ReplicaState.FAILED for p in placements):
+        return DeploymentState.FAILED
+    if any(p.heard for p in placements):
+        return DeploymentState.PROGRESSING
+    return DeploymentState.PENDING
+
+
+def _reason(placed: Placed | None, placements: tuple[Placement, ...]) -> str:
+    failed = [f"{p.device}: {p.reason}" for p in placements if p.state is ReplicaState.FAILED]
+    if failed:
+        return failed[0] if len(failed) == 1 else f"{failed[0]} (and {len(failed) - 1} more)"
+    if placed is not None and placed.reason:
+        return placed.reason
+    waiting = [p for p in placements if p.state is not ReplicaState.READY]
+    if not waiting:
+        return "waiting for the devices of the fleet to be heard" if placed is None else ""
+    first = waiting[0]
+    return f"{first.device}: {first.reason or first.state.value}"
+
+
+def _placement(
+    deployment: Deployment, digest: str | None, name: str, device: Device | None
+) -> Placement:
+    if device is None or not device.online:
+        return Placement(name, ReplicaState.QUEUED, "the device is offline", heard=False)
+    for report in device.live_replicas:
+        if (report.model, report.version) == deployment.key and report.digest == digest:
+            reason = report.reason
+            state = report.state
+            if state is ReplicaState.FAILED:
+                reason = reason or "the device gave no reason"
+            elif state is ReplicaState.READY and device.cordoned:
+                return Placement(name, ReplicaState.QUEUED, "the device is cordoned", heard=False)
+            return Placement(name, state, reason, report.providers, report.profile)
+    return Placement(name, ReplicaState.QUEUED, "the device has not answered yet", heard=False)

@@ -1,0 +1,1 @@
+"""Benchmarks of Shoal beside its peers: they measure and never assert."""

@@ -1,0 +1,1 @@
+"""The real router in a discrete-event simulation, beside other policies."""

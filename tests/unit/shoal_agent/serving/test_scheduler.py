@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shoal_agent.serving.batch import Outcome
+from shoal_agent.serving.queue import Limits
+from shoal_agent.serving.request import Pending
+from shoal_agent.serving.scheduler import SLOTS, ModelQueue, Scheduler
+from shoal_shared.oip import InferRequest, Tensor
+from shoal_shared.profiles import Profile
+from shoal_shared.signature import ModelSignature
+from shoal_shared.tensors import Array
+
+
+class Echo:
+    signature = ModelSignature(inputs=(), outputs=())
+    providers = ()
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return {"y": inputs["x"]}
+
+    def close(self) -> None:
+        pass
+
+
+class Accelerator:
+    """Finishes the next batch when it is told to."""
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []
+        self.second = asyncio.Event()
+
+    def submit(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        self.jobs.append((work, done))
+        if len(self.jobs) == 2:
+            self.second.set()
+
+    def finish(self, error: Exception | None = None) -> None:
+        work, done = self.jobs.pop(0)
+        done(error or work())
+
+    def close(self) -> None:
+        pass
+
+
+class Desk:
+    """A scheduler with everything around it under the test's control."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.accelerator = Accelerator()
+        self.done: list[tuple[int, Outcome]] = []
+        self.expired: list[int] = []
+        self.scheduler: Scheduler[ModelQueue] = Scheduler(
+            self.accelerator,
+            lambda: self.now,
+            lambda _, pending, outcome: self.done.append((pending.number, outcome)),
+            lambda _, pending: self.expired.append(pending.number),
+        )
+        self.numbers = itertools.count()
+
+    def queue(self, sizes: tuple[int, ...] = (1, 2, 4, 8), c: float = 10.0) -> ModelQueue:
+        samples = tuple((b, 100 + c * b) for b in sizes)
+        profile = Profile(samples=samples, intercept_ms=100, slope_ms=c, knee=sizes[-1])
+        return ModelQueue(Echo(), Limits.of(profile, sizes[-1]))
+
+    def add(self, queue: ModelQueue, deadline: float = math.inf) -> int:
+        number = next(self.numbers)
+        request = InferRequest([Tensor("x", "FP32", np.full((1, 1), number, "<f4"))])
+        pending = Pending(number, 1, (), self.now, deadline, request, lambda *_: None)
+        self.scheduler.add(queue, pending)
+        return number
+
+    def finish_all(self) -> None:
+        while self.accelerator.jobs:
+            self.accelerator.finish()
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+async def test_the_first_request_runs_at_once_and_the_next_ones_together(desk: Desk) -> None:
+    queue = desk.queue()
+    for _ in range(5):
+        desk.add(queue)
+    assert len(desk.accelerator.jobs) == 1
+    assert (desk.scheduler.depth, queue.depth) == (5, 5)
+    desk.accelerator.finish()
+    assert len(desk.accelerator.jobs) == 1
+    desk.accelerator.finish()
+
+    assert [number for number, _ in desk.done] == [0, 1, 2, 3, 4]
+    assert [outcome.batch for _, outcome in desk.done] == [1, 4, 4, 4, 4]
+    assert [outcome.outputs["y"].item() for _, outcome in desk.done] == [0, 1, 2, 3, 4]
+    assert desk.scheduler.depth == 0
+    assert queue.empty.is_set()
+
+
+async def test_a_full_batch_is_handed_over_ahead_but_no_more(desk: Desk) -> None:
+    queue = desk.queue()
+    for _ in range(30):
+        desk.add(queue)
+    assert len(desk.accelerator.jobs) == SLOTS
+    desk.finish_all()
+    assert [number for number, _ in desk.done] == list(range(30))
+
+
+async def test_the_most_urgent_model_is_next(desk: Desk) -> None:
+    busy, other = desk.queue((1,)), desk.queue((1,))
+    for _ in range(4):
+        desk.add(busy)
+    late = desk.add(other)
+    urgent = desk.add(other, deadline=0.6)
+    desk.finish_all()
+    order = [number for number, _ in desk.done]
+    assert order == [0, 1, urgent, 2, 3, late]
+
+
+async def test_what_expires_while_waiting_is_dropped(desk: Desk) -> None:
+    queue = desk.queue((1,))
+    desk.add(queue)
+    desk.add(queue)
+    doomed = desk.add(queue, deadline=0.5)
+    desk.now = 0.5
+    desk.accelerator.finish()
+    assert desk.expired == [doomed]
+    desk.finish_all()
+    assert [number for number, _ in desk.done] == [0, 1]
+    assert queue.empty.is_set()
+
+
+async def test_a_timer_launches_a_batch_before_it_would_be_late(desk: Desk) -> None:
+    queue = desk.queue(c=0.0)
+    desk.add(queue)
+    # t(2) is 100 ms and the accelerator is busy until 0.1: this one can wait until 0.12.
+    desk.add(queue, deadline=0.22)
+    assert len(desk.accelerator.jobs) == 1
+    desk.now = 0.13
+    await asyncio.wait_for(desk.accelerator.second.wait(), 10)
+    desk.finish_all()
+    assert [number for number, _ in desk.done] == [0, 1]
+
+
+async def test_withdrawn_requests_are_not_run(desk: Desk) -> None:
+    queue = desk.queue((1,))
+    for _ in range(4):
+        desk.add(queue)
+    assert [pending.number for pending in desk.scheduler.withdraw(queue)] == [2, 3]
+    assert desk.scheduler.depth == queue.depth == 2
+    assert not queue.empty.is_set()
+    desk.finish_all()
+    assert [number for number, _ in desk.done] == [0, 1]
+    assert queue.empty.is_set()
+    assert desk.scheduler.withdraw(queue) == []
+
+
+async def test_a_batch_that_cannot_be_run_answers_everyone(desk: Desk) -> None:
+    queue = desk.queue()
+    for _ in range(3):
+        desk.add(queue)
+    desk.accelerator.finish(MemoryError())
+    desk.accelerator.finish(MemoryError())
+    assert [number for number, _ in desk.done] == [0, 1, 2]
+    assert all("MemoryError" in outcome.error for _, outcome in desk.done)
+    assert desk.scheduler.depth == 0
+
+
+async def test_one_receiver_that_fails_does_not_cost_the_others_their_answer(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    answered: list[int] = []
+
+    def receive(_: ModelQueue, pending: Pending, outcome: Outcome) -> None:
+        if pending.number == 1:
+            raise RuntimeError("gone")
+        answered.append(pending.number)
+
+    desk.scheduler = Scheduler(desk.accelerator, lambda: desk.now, receive, lambda *_: None)
+    queue = desk.queue()
+    for _ in range(3):
+        desk.add(queue)
+    desk.finish_all()
+    assert answered == [0, 2]
+    assert "gone" in caplog.text
+    assert desk.scheduler.depth == 0
+
+
+async def test_a_reply_may_bring_the_next_request_at_once(desk: Desk) -> None:
+    queue = desk.queue((1,))
+    desk.scheduler = Scheduler(
+        desk.accelerator,
+        lambda: desk.now,
+        lambda _, pending, outcome: [
+            desk.done.append((pending.number, outcome)),
+            desk.add(queue) if pending.number < 20 else None,
+        ],
+        lambda *_: None,
+    )
+    for _ in range(3):
+        desk.add(queue)
+    desk.finish_all()
+    numbers = [number for number, _ in desk.done]
+    assert numbers == sorted(set(numbers)) == list(range(len(numbers)))
+    assert len(numbers) == 23
+    assert desk.scheduler.depth == 0

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+Plane = Any  # of conftest.py, which tests cannot import
+
+
+async def create(plane: Plane, **body: Any) -> Any:
+    return await plane.http.post("/deployments", json={"model": "cat", **body})
+
+
+async def test_create_and_show(plane: Plane) -> None:
+    answer = await create(
+        plane, version="1", replicas=2, select={"site": "berlin"}, slo_ms=50, options={"threads": 2}
+    )
+    assert answer.status_code == 201
+    assert answer.headers["location"] == "/api/v1/deployments/cat"
+    shown = (await plane.http.get("/deployments/cat")).json()
+    assert shown == answer.json()
+    assert shown["name"] == "cat"
+    assert (shown["replicas"], shown["all"], shown["slo_ms"]) == (2, False, 50)
+    assert shown["options"] == {"threads": 2}
+    assert shown["state"] == "pending"
+    assert shown["placements"] == []
+
+
+async def test_placements_show_what_devices_report(plane: Plane) -> None:
+    plane.join("d1")
+    await create(plane, version="1")
+    await plane.controller.step()
+    plane.obey("d1")
+    [placement] = (await plane.http.get("/deployments/cat")).json()["placements"]
+    assert placement["device"] == "d1"
+    assert placement["state"] == "ready"
+    assert placement["providers"] == ["CPU"]
+    assert placement["profile"]["knee"] == 2
+
+
+async def test_newest_version_and_names_by_default(plane: Plane) -> None:
+    assert (await create(plane)).json()["version"] == "2"
+    other = await create(plane, version="1")
+    assert other.status_code == 201
+    assert other.json()["name"] == "cat-1"
+    same = await create(plane)
+    assert same.status_code == 409
+    assert "Deployment cat serves cat:2 already" in same.json()["detail"]
+    assert (await create(plane, name="second")).status_code == 201
+    assert (await create(plane, name="second")).status_code == 409
+
+
+async def test_names_stay_unique_and_valid_with_long_models(plane: Plane) -> None:
+    from support.fleet import model_version
+
+    name = "m" * 64
+    for version in ("1", "2", "2" * 60):
+        plane.models.stored[name, version] = model_version(name, version)
+        answer = await create(plane, model=name, version=version)
+        assert answer.status_code == 201
+        assert len(answer.json()["name"]) <= 64
+    plane.models.stored[name, "2" * 59] = model_version(name, "2" * 59)
+    assert (await create(plane, model=name, version="2" * 59)).status_code == 201
+    assert len(plane.store.deployments) == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"model": "nope"}, 404),
+        ({"version": "9"}, 404),
+        ({"model": "../etc"}, 404),
+        ({"name": "a/b"}, 422),
+        ({"name": ""}, 422),
+        ({"replicas": 0}, 422),
+        ({"replicas": 1, "all": True}, 422),
+        ({"slo_ms": -1}, 422),
+        ({"max_batch": 99}, 422),
+        ({"max_batch": 0}, 422),
+        ({"model": "face", "max_batch": 2}, 422),
+        ({"options": {"text": "x" * 5000}}, 422),
+        ({"options": []}, 422),
+        ({"select": {"a": 1}}, 422),
+        ({"select": {f"k{n}": "" for n in range(17)}}, 422),
+        ({"colour": "red"}, 422),
+    ],
+)
+async def test_bad_deployments_leave_nothing(plane: Plane, body: Any, status: int) -> None:
+    answer = await create(plane, **body)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert plane.store.deployments == {}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        '{"x": NaN}',
+        '{"x": Infinity}',
+        '{"x": "\\ud800"}',
+        '{"\\u0000": 1}',
+        '{"a": [[[[1]]]]}',
+        '{"x": 1%s}' % ("0" * 400),
+    ],
+)
+async def test_strange_options_are_never_a_server_error(plane: Plane, options: str) -> None:
+    answer = await plane.http.post(
+        "/deployments",
+        content=f'{{"model": "cat", "options": {options}}}',
+        headers={"Content-Type": "application/json"},
+    )
+    assert answer.status_code in (201, 422)
+    assert (await plane.http.get("/deployments")).status_code == 200
+
+
+async def test_creation_may_be_sent_twice(plane: Plane) -> None:
+    first, second = [
+        await plane.http.post(
+            "/deployments", json={"model": "cat"}, headers={"Idempotency-Key": "k1"}
+        )
+        for _ in range(2)
+    ]
+    assert first.status_code == second.status_code == 201
+    assert first.json() == second.json()
+    assert second.headers["location"] == "/api/v1/deployments/cat"
+    assert len(plane.store.deployments) == 1
+
+
+async def test_list_pages_and_filters(plane: Plane) -> None:
+    plane.join("d1")
+    await create(plane, name="a", version="1", select={"site": "berlin"})
+    await create(plane, name="b", model="dog")
+    await create(plane, name="c", model="face")
+    await plane.controller.step()
+    plane.obey("d1")
+
+    async def names(**params: Any) -> list[str]:
+        answer = (await plane.http.get("/deployments", params=params)).json()
+        return [item["name"] for item in answer["items"]]
+
+    first = (await plane.http.get("/deployments", params={"limit": 2})).json()
+    assert [item["name"] for item in first["items"]] == ["a", "b"]
+    assert await names(cursor=first["next_cursor"]) == ["c"]
+    assert await names(model="dog") == ["b"]
+    assert await names(state="ready") == ["b"]
+    assert await names(state="pending") == ["a", "c"]
+    assert await names(label="site=berlin") == ["a"]
+
+
+async def test_change(plane: Plane) -> None:
+    await create(plane, version="1")
+    answer = await plane.http.patch(
+        "/deployments/cat", json={"all": True}, headers={"If-Match": '"1"'}
+    )
+    assert answer.status_code == 200
+    assert answer.headers["etag"] == '"2"'
+    assert (answer.json()["all"], answer.json()["replicas"]) == (True, None)
+    stale = await plane.http.patch(
+        "/deployments/cat", json={"replicas": 1}, headers={"If-Match": '"1"'}
+    )
+    assert stale.status_code == 412
+    same = await plane.http.patch("/deployments/cat", json={"all": True})
+    assert same.json()["revision"] == 2, "nothing changed"
+    answer = await plane.http.patch(
+        "/deployments/cat", json={"replicas": 3, "version": "2", "select": {"a": "b"}}
+    )
+    shown = answer.json()
+    assert (shown["replicas"], shown["version"], shown["select"]) == (3, "2", {"a": "b"})
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"version": "9"}, 404),
+        ({"replicas": 0}, 422),
+        ({"replicas": 1, "all": True}, 422),
+        ({"model": "dog"}, 422),
+    ],
+)
+async def test_bad_changes_change_nothing(plane: Plane, body: Any, status: int) -> None:
+    before = (await create(plane)).json()
+    assert (await plane.http.patch("/deployments/cat", json=body)).status_code == status
+    assert (await plane.http.get("/deployments/cat")).json() == before
+
+
+async def test_all_cannot_end_without_a_number(plane: Plane) -> None:
+    await create(plane, all=True)
+    answer = await plane.http.patch("/deployments/cat", json={"all": False})
+    assert answer.status_code == 422
+    assert "how many replicas" in answer.json()["detail"]
+
+
+async def test_delete(plane: Plane) -> None:
+    await create(plane)
+    assert (await plane.http.delete("/deployments/cat")).status_code == 204
+    assert (await plane.http.get("/deployments/cat")).status_code == 404
+    assert (await plane.http.delete("/deployments/cat")).status_code == 404
+    assert plane.told() == ["deployment.created", "deployment.deleted"]
+
+
+async def test_store_knows_who_uses_a_model(plane: Plane) -> None:
+    await create(plane, version="1", name="x")
+    assert await plane.store.in_use("cat", "1") == "x"
+    assert await plane.store.in_use("cat", "2") is None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
 from shoal_simulators.demo import assets
 from shoal_simulators.demo.assets import (
     Asset,

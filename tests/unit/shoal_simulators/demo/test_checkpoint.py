@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from shoal_simulators.demo.checkpoint import CheckpointError, read_checkpoint
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001

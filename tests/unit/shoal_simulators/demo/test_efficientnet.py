@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
 from shoal_simulators.demo.efficientnet import fold_batch_norm
 
 

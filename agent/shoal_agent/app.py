@@ -224,13 +224,19 @@ class Agent:
         while True:
             await asyncio.sleep(self._config.telemetry_interval_s)
             self._reconciler.refresh(self._serving.resident())
-            if not self._session.connected:
-                continue
-            free = self._store.room()
-            self._publish_telemetry(free)
-            known = self._capabilities.disk_free_bytes if self._capabilities else 0
-            if abs(free - known) > _DISK_CHANGE * known:
-                self._publish_capabilities()
+            if self._session.connected:
+                try:
+                    self._publish_observations()
+                except Exception:
+                    # A sensor that fails must not take down a device that serves.
+                    log.exception("telemetry failed")
+
+    def _publish_observations(self) -> None:
+        free = self._store.room()
+        self._publish_telemetry(free)
+        known = self._capabilities.disk_free_bytes if self._capabilities else 0
+        if abs(free - known) > _DISK_CHANGE * known:
+            self._publish_capabilities()
 
     def _publish_telemetry(self, disk_free: int) -> None:
         reading = self._board.read()

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import tomllib
+
+from shoal_shared.names import checked_name
 
 DEFAULT_PORT = 8080
 DEFAULT_GRPC_PORT = 8081
 DEFAULT_MQTT_PORT = 1883
 EMBEDDED = "embedded"
+
+_Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+_Timeout = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 
 
 class ConfigError(Exception):
@@ -27,19 +34,19 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     host: str = "127.0.0.1"
-    port: int = DEFAULT_PORT
-    grpc_port: int = DEFAULT_GRPC_PORT
+    port: _Port = DEFAULT_PORT
+    grpc_port: _Port = DEFAULT_GRPC_PORT
     data_dir: str = "~/.local/share/shoal"
     broker: str = EMBEDDED
-    mqtt_port: int = DEFAULT_MQTT_PORT
+    mqtt_port: _Port = DEFAULT_MQTT_PORT
     fleet: str = "default"
     database: str = ""
-    max_body_bytes: int = 64 * 1024 * 1024
-    max_model_bytes: int = 2 * 1024 * 1024 * 1024
-    max_devices: int = 20_000
-    offline_grace_s: float = 5.0
-    startup_grace_s: float = 5.0
-    default_timeout_s: float = 30.0
+    max_body_bytes: _Count = 64 * 1024 * 1024
+    max_model_bytes: _Count = 2 * 1024 * 1024 * 1024
+    max_devices: _Count = 20_000
+    offline_grace_s: _Seconds = 5.0
+    startup_grace_s: _Seconds = 5.0
+    default_timeout_s: _Timeout = 30.0
     log_level: str = "info"
 
     @property
@@ -56,8 +63,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if self.broker == EMBEDDED:
             return None
         host, _, port = self.broker.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise ConfigError(f"broker {self.broker!r} is neither 'embedded' nor HOST:PORT")
+        known = port.isdecimal() and len(port) <= 5 and 0 < int(port) < 65536
+        if not host or "/" in host or not known:
+            shown = repr(self.broker[:80])
+            raise ConfigError(f"broker {shown} is neither 'embedded' nor HOST:PORT")
         return host.strip("[]"), int(port)
 
 
@@ -71,7 +80,7 @@ def load_config(
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            values = tomllib.loads(path.read_text())
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read {path}: {error}") from None
         except tomllib.TOMLDecodeError as error:
@@ -84,7 +93,8 @@ def load_config(
     try:
         # Not strict: variables are text, and "8080" is a fine port.
         config = msgspec.convert(values, ServerConfig, strict=False)
-    except msgspec.ValidationError as error:
+        checked_name(config.fleet, "fleet")
+    except ValueError as error:
         raise ConfigError(f"the settings of the control plane are wrong: {error}") from None
     config.broker_address  # noqa: B018  checked here, so that a wrong one is told at the start
     return config

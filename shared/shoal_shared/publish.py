@@ -130,6 +130,8 @@ def _skip(view: memoryview, at: int, kind: int) -> int:
 
 
 def _string(data: bytes) -> bytes:
+    if len(data) > 0xFFFF:
+        raise ValueError("a string in a PUBLISH is longer than 65535 bytes")
     return _U16.pack(len(data)) + data
 
 

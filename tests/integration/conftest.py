@@ -13,12 +13,11 @@ from support.processes import ControlPlane, free_port, start_agent, start_mosqui
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the models of the suite are served. `missing` are datatypes the runtime lacks."""
+    """Where the models of the suite are served."""
 
     http: str
     grpc: str
     plane: ControlPlane
-    missing: frozenset[str]
 
 
 @pytest.fixture(scope="session", params=["embedded", "mosquitto"])
@@ -35,14 +34,12 @@ def endpoint(
         processes.append(plane.process)
         processes.append(start_agent(folder, "board-1", plane))
         plane.wait_condition("board-1", "online")
-        # onnxruntime's CPU provider has no Identity for BFLOAT16.
-        missing = frozenset({"BF16"})
-        for datatype in sorted(set(onnx_models.ELEMENT_TYPES) - missing):
+        for datatype in sorted(onnx_models.ELEMENT_TYPES):
             name = f"identity-{datatype.lower()}"
             plane.deploy(onnx_models.identity(folder / f"{name}.onnx", datatype), name)
         plane.deploy(onnx_models.add(folder / "add.onnx"), "add")
         plane.deploy(_labelled(folder), "labels")
-        yield Endpoint(f"127.0.0.1:{plane.port}", f"127.0.0.1:{plane.grpc_port}", plane, missing)
+        yield Endpoint(f"127.0.0.1:{plane.port}", f"127.0.0.1:{plane.grpc_port}", plane)
     finally:
         for process in reversed(processes):
             process.stop()

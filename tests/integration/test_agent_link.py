@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -52,6 +52,8 @@ pytestmark = pytest.mark.skipif(
 TOPICS = Topics("default")
 REPLIES = TOPICS.replies("test")
 PATIENCE_S = 30.0
+
+D = TypeVar("D", bound=Document)
 
 
 def topic(kind: DeviceTopic) -> str:
@@ -134,7 +136,7 @@ class Observer:
                 assert left > 0, f"not seen on {name}, only {seen}"
                 self._changed.wait(left)
 
-    def expect_document[D: Document](
+    def expect_document(
         self, kind: type[D], on: DeviceTopic, fits: Callable[[D], bool], *, since: int = 0
     ) -> D:
         def check(message: MQTTMessage) -> bool:
@@ -157,7 +159,9 @@ class Observer:
         } | properties
         self.send(topic(DeviceTopic.INFER), b"".join(buffers), **values)
         reply = self.expect(
-            REPLIES, lambda m: m.properties.CorrelationData == correlation, since=since
+            REPLIES,
+            lambda m: getattr(m.properties, "CorrelationData", None) == correlation,
+            since=since,
         )
         user = dict(getattr(reply.properties, "UserProperty", []))
         header = user.get(HEADER_LENGTH)
@@ -266,12 +270,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def doubler() -> bytes:
     """A model that adds its input to itself."""
-    shape = ["batch", 3]
+    shape: list[str | int | None] = ["batch", 3]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
     graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "double", [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return bytes(model.SerializeToString())
+    return bytes(model.SerializeToString())  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture
@@ -353,6 +357,13 @@ def online(observer: Observer, since: int = 0) -> Status:
     )
 
 
+def offline(observer: Observer) -> str:
+    """The boot of which the device's absence tells."""
+    return observer.expect_document(
+        Status, DeviceTopic.STATUS, lambda s: s.state is Presence.OFFLINE
+    ).boot_id
+
+
 def test_a_device_says_hello_what_it_can_do_and_goodbye(
     agent: AgentProcess, observer: Observer
 ) -> None:
@@ -372,11 +383,7 @@ def test_a_device_says_hello_what_it_can_do_and_goodbye(
     assert json.loads(shown.stdout)["connected"] is True
 
     assert agent.signal(signal.SIGTERM) == 0
-    observer.expect_document(
-        Status,
-        DeviceTopic.STATUS,
-        lambda s: s == Status(state=Presence.OFFLINE, boot_id=status.boot_id),
-    )
+    assert offline(observer) == status.boot_id
     gone = agent.ask("status", "--state-dir", str(agent.state))
     assert (gone.returncode, gone.stdout) == (1, "")
     assert "no agent runs" in gone.stderr
@@ -385,11 +392,7 @@ def test_a_device_says_hello_what_it_can_do_and_goodbye(
 def test_a_killed_agent_leaves_its_last_will(agent: AgentProcess, observer: Observer) -> None:
     status = online(observer)
     assert agent.signal(signal.SIGKILL) == -signal.SIGKILL
-    observer.expect_document(
-        Status,
-        DeviceTopic.STATUS,
-        lambda s: s == Status(state=Presence.OFFLINE, boot_id=status.boot_id),
-    )
+    assert offline(observer) == status.boot_id
     since = observer.mark()
     agent.start()
     assert online(observer, since).boot_id != status.boot_id
@@ -438,16 +441,15 @@ def test_a_model_that_cannot_be_is_reported_with_its_reason(
         lambda r: [m.state for m in r.models] == [ReplicaState.FAILED],
     )
     assert failed.models[0].reason
+    missing = goal_for(artifacts, 2, doubler())
     artifacts.files.clear()
-    missing = goal_for(Artifacts(), 2, doubler())
     observer.send(topic(DeviceTopic.DESIRED), encode_document(missing), retain=True)
     observer.expect_document(
         Reported,
         DeviceTopic.REPORTED,
         lambda r: "does not have the artifact" in "".join(m.reason for m in r.models),
     )
-    assert_doubled_after = deploy(observer, goal_for(artifacts, 3, doubler()))
-    assert is_ready(assert_doubled_after)
+    assert is_ready(deploy(observer, goal_for(artifacts, 3, doubler())))
 
 
 def test_hostile_messages_cost_a_line_each_and_nothing_else(

@@ -2,7 +2,7 @@
 
 The `endpoint` fixture has `http` and `grpc`, each "host:port", before an agent that serves:
 
-- `identity-<datatype>` for every datatype that is not in `endpoint.missing`: x -> y [-1, -1]
+- `identity-<datatype>` for every datatype: x -> y [-1, -1]
 - `add`: FP32 a, b [-1, 4] -> sum
 - `labels`: FP32 identity x -> y [-1, 3] with the labels cat, dog, fish
 

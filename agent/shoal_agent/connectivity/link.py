@@ -65,6 +65,7 @@ class MqttLink:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.deliver = self._deliver
+        client.on_socket_open = _set_no_delay
         client.on_socket_close = self._on_socket_close
 
     def set_will(self, topic: str, payload: bytes) -> None:
@@ -95,7 +96,8 @@ class MqttLink:
         self._flush()
         if self._client.want_write():
             self._backlog_bytes += len(payload)
-        return True
+        # The write may have shown that the session is lost.
+        return self.connected
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -146,7 +148,6 @@ class MqttLink:
         if sock is None:
             self._complain("broker unreachable", "it closed the connection at once")
             return False
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._loop.add_reader(sock, self._read)
         return True
 
@@ -321,6 +322,11 @@ class _LoopClient(Client):
     def _handle_on_message(self, message: MQTTMessage) -> None:
         """A message of QoS 1, whose properties nobody reads."""
         self.deliver(Message(message.topic, bytes(message.payload), message.retain))
+
+
+def _set_no_delay(_client: Client, _userdata: Any, sock: Any) -> None:
+    """Small packets go out at once; the system would hold them back for 40 ms."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 _conforms: type[Transport] = MqttLink

@@ -6,7 +6,6 @@ import http.client
 import os
 import platform
 import shlex
-import shutil
 import socket
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import msgspec
 from shoal_agent.boards.base import Board
 from shoal_agent.config import AgentConfig
 from shoal_agent.runtimes.onnx import installed_distributions
+from shoal_agent.updates.store import disk_free
 from shoal_shared.messages import RuntimeInfo
 
 _TIMEOUT_S = 3.0
@@ -128,7 +128,7 @@ def check_state_dir(folder: Path) -> Finding:
 
 def check_disk(folder: Path) -> Finding:
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
+    free = disk_free(existing)
     detail = f"{free / 2**20:.0f} MiB free on the disk of {folder}"
     if free >= _LOW_FREE_BYTES:
         return Finding(check="disk", ok=True, detail=detail)

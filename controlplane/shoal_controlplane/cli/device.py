@@ -9,6 +9,7 @@ import typer
 
 from shoal_controlplane.cli import units
 from shoal_controlplane.cli.client import Client
+from shoal_controlplane.cli.errors import CliError
 from shoal_controlplane.cli.options import (
     DEFAULT_SERVER,
     Format,
@@ -133,6 +134,7 @@ def device_logs(
         after = events[-1].id if events else None
         for document in client.events(EVENTS, {"subject": device}, after):
             _tell(read(Event, document), document, output)
+    raise CliError("the stream of events ended, as when the control plane stops: start it again")
 
 
 def _cordon(device: str, cordoned: bool, output: Format, server: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -31,8 +32,8 @@ RETRY_S = 10.0
 """How often a deployment that lacks devices is tried again: room may have come."""
 FAILURE_PAUSE_S = 1.0
 IDLE_SHARE = 5.0
-"""Rest after a step, in multiples of what it took, so that a large fleet leaves time for
-requests."""
+"""Rest after a step, in multiples of the compute that it took, so that a large fleet leaves
+time for requests."""
 
 _EVENTS = {
     DeploymentState.READY: "deployment.ready",
@@ -76,6 +77,7 @@ class DeploymentController:
         *,
         grace_s: float = 5.0,
         startup_s: float = 5.0,
+        cpu_clock: Clock = time.thread_time,
     ) -> None:
         self._store = store
         self._fleet = fleet
@@ -86,12 +88,14 @@ class DeploymentController:
         self._clock = clock
         self._limits = Limits(grace_s=grace_s)
         self._startup_s = startup_s
+        self._cpu_clock = cpu_clock
         self._settled_at: float | None = None
         self._known: dict[ModelKey, ModelVersion] = {}
         self._failures: dict[tuple[str, ModelKey], float] = {}
         self._placed: dict[str, Placed] = {}
         self._states: dict[str, DeploymentState] | None = None
         self._served: list[ServedModel] = []
+        self._serving: dict[ModelKey, frozenset[str]] = {}
         self._woken = asyncio.Event()
         self._stepped = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
@@ -143,6 +147,7 @@ class DeploymentController:
             model.digest if model is not None else None,
             self._placed.get(deployment.name),
             self._store.assignment.get(deployment.name, frozenset()),
+            self._serving.get(deployment.key, frozenset()),
             self._fleet.get,
         )
 
@@ -168,7 +173,6 @@ class DeploymentController:
             self._stepped.notify_all()
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         rest = DEBOUNCE_S
         while True:
             try:
@@ -177,7 +181,7 @@ class DeploymentController:
                 pass
             await asyncio.sleep(rest)
             self._woken.clear()
-            began = loop.time()
+            began = self._cpu_clock()
             try:
                 await self.step()
             except Exception:
@@ -185,7 +189,7 @@ class DeploymentController:
                 log.exception("placement failed, trying again")
                 await asyncio.sleep(FAILURE_PAUSE_S)
                 self._woken.set()
-            rest = max(DEBOUNCE_S, IDLE_SHARE * (loop.time() - began))
+            rest = max(DEBOUNCE_S, IDLE_SHARE * (self._cpu_clock() - began))
 
     def _due_in(self) -> float | None:
         """Seconds until something changes by the mere passing of time; None for never."""
@@ -242,6 +246,9 @@ class DeploymentController:
         if served != self._served:
             self._table.publish(served)
             self._served = served
+            self._serving = {
+                (m.name, m.version): frozenset(r.device for r in m.replicas) for m in served
+            }
         present = {(m.name, m.version) for m in served}
         deployed = {d.key for d in self._store.deployments.values()}
         for key in self._known.keys() - present - deployed:

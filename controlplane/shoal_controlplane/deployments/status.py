@@ -40,15 +40,18 @@ def summarise(
     digest: str | None,
     placed: Placed | None,
     assigned: frozenset[str],
+    serving: frozenset[str],
     device: Callable[[str], Device | None],
 ) -> Summary:
     """State, counts and replicas of a deployment.
 
     `digest` is that of the model, None if the model is gone; `placed` the planner's last word,
-    None if it has not spoken yet.
+    None if it has not spoken yet. Only `serving` devices, those that the gateway knows, count as
+    ready: who reads "ready" may send a request.
     """
     placements = tuple(
-        _placement(deployment, digest, name, device(name)) for name in sorted(assigned)
+        _placement(deployment, digest, device(name), name, name in serving)
+        for name in sorted(assigned)
     )
     ready = sum(p.state is ReplicaState.READY for p in placements)
     if placed is not None:
@@ -87,23 +90,24 @@ def _reason(placed: Placed | None, placements: tuple[Placement, ...]) -> str:
         return placed.reason
     waiting = [p for p in placements if p.state is not ReplicaState.READY]
     if not waiting:
-        return "waiting for the devices of the fleet to be heard" if placed is None else ""
+        return "it has not been placed yet" if placed is None else ""
     first = waiting[0]
     return f"{first.device}: {first.reason or first.state.value}"
 
 
 def _placement(
-    deployment: Deployment, digest: str | None, name: str, device: Device | None
+    deployment: Deployment, digest: str | None, device: Device | None, name: str, serving: bool
 ) -> Placement:
     if device is None or not device.online:
         return Placement(name, ReplicaState.QUEUED, "the device is offline", heard=False)
     for report in device.live_replicas:
         if (report.model, report.version) == deployment.key and report.digest == digest:
-            reason = report.reason
-            state = report.state
+            state, reason = report.state, report.reason
             if state is ReplicaState.FAILED:
                 reason = reason or "the device gave no reason"
             elif state is ReplicaState.READY and device.cordoned:
                 return Placement(name, ReplicaState.QUEUED, "the device is cordoned", heard=False)
+            elif state is ReplicaState.READY and not serving:
+                state, reason = ReplicaState.PROFILING, "the gateway is about to use it"
             return Placement(name, state, reason, report.providers, report.profile)
     return Placement(name, ReplicaState.QUEUED, "the device has not answered yet", heard=False)

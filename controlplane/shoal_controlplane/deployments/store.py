@@ -67,10 +67,6 @@ class DeploymentStore:
             if d.model == model and version in (None, d.version)
         ]
 
-    async def in_use(self, model: str, version: str) -> str | None:
-        """Name of a deployment that uses a model's version, or None."""
-        return next(iter(self.using(model, version)), None)
-
     async def put(self, deployment: Deployment) -> None:
         """Create or replace a deployment."""
         await self._database.run(lambda session: _put(session, deployment))

@@ -165,14 +165,14 @@ class Dispatcher:
                 retry_after_s=late,
             )
             return
+        call.tried.add(ticket.device)
+        call.attempts_left -= 1
         if not self._send(call, ticket, remaining):
             self._router.released(ticket, now)
             self._fail(
                 call, GatewayStatus.UNAVAILABLE, "the broker cannot be reached", retry_after_s=1.0
             )
             return
-        call.tried.add(ticket.device)
-        call.attempts_left -= 1
         patience = _patience_s(ticket) if call.attempts_left else remaining
         self._set_timer(call, min(remaining, patience))
 

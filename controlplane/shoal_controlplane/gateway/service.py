@@ -136,12 +136,11 @@ class Gateway:
     def _outputs(
         self, reply: InferReply, request: InferRequest, model: ServedModel
     ) -> list[Tensor]:
-        """The reply's tensors in the order asked for, classified where asked for."""
-        if not request.outputs:
-            return reply.outputs
+        """The reply's tensors in the order asked for, classified where asked for; all of the
+        model's if none were asked for."""
         given = {tensor.name: tensor for tensor in reply.outputs}
         outputs: list[Tensor] = []
-        for wanted in request.outputs:
+        for wanted in request.outputs or [RequestedOutput(s.name) for s in model.signature.outputs]:
             tensor = given.get(wanted.name)
             if tensor is None:
                 raise GatewayError(

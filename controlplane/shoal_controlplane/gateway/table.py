@@ -81,4 +81,4 @@ class ServingTable:
 
 def version_key(version: str) -> tuple[int, int, str]:
     """Sort key: numbers by value, before them everything else by text."""
-    return (1, int(version), "") if version.isdigit() else (0, 0, version)
+    return (1, int(version), "") if version.isdecimal() else (0, 0, version)

@@ -7,11 +7,12 @@ its time per item times the models that share it, then the one with the most fre
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 from shoal_controlplane.planner.reasons import Lack, explain
 from shoal_controlplane.planner.snapshot import (
@@ -40,6 +41,10 @@ def place(snapshot: Snapshot) -> dict[str, Placed]:
                 if (d.key in device.held) is not runs or fleet.take_if_room(device, d, runs=runs)
             ]
     return {d.name: fleet.fill(d, kept[d.name]) for d in snapshot.deployments}
+
+
+_Cost: TypeAlias = tuple[bool, float, int, str]
+"""Whether the model failed there lately, expected ms per item, minus the free memory, device."""
 
 
 @dataclass(slots=True)
@@ -122,34 +127,41 @@ class _Fleet:
             (d for d in chosen.values() if d.id not in serving), key=lambda d: (d.online, d.id)
         )
         sites = Counter(chosen[name].site for name in serving)
+        # Taking one device does not change the cost of the others, so they are ranked once.
+        ranked: dict[str, list[_Cost]] = {}
         speed = _speed_of(deployment)
-
-        def cost(device: DeviceView) -> tuple[Any, ...]:
-            load = self._loads[device.id]
-            return (
-                self._failed(device, deployment),
-                sites[device.site],
-                speed(device) * (1 + len(load.models - {deployment.key})),
-                load.memory_bytes - device.memory_bytes,
-                device.id,
-            )
-
-        while candidates and len(serving) < wanted:
-            best = min(candidates.values(), key=cost)
-            failed = self._failed(best, deployment)
+        for device in candidates.values():
+            ranked.setdefault(device.site, []).append(self._cost(device, deployment, speed(device)))
+        for costs in ranked.values():
+            heapq.heapify(costs)
+        while ranked and len(serving) < wanted:
+            site = min(ranked, key=lambda s: (ranked[s][0][0], sites[s], ranked[s][0]))
+            failed, *_, name = heapq.heappop(ranked[site])
+            if not ranked[site]:
+                del ranked[site]
             if len(chosen) >= wanted:
                 if failed:
                     return
                 # Its room stays taken for this round: what is away may still hold the model.
                 del chosen[idle.pop(0).id]
-            del candidates[best.id]
+            best = candidates[name]
             self.take(best, deployment)
-            chosen[best.id] = best
-            sites[best.site] += 1
+            chosen[name] = best
+            sites[site] += 1
             if failed:
                 idle.append(best)
             else:
-                serving.add(best.id)
+                serving.add(name)
+
+    def _cost(self, device: DeviceView, deployment: DeploymentView, speed_ms: float) -> _Cost:
+        load = self._loads[device.id]
+        sharing = 1 + len(load.models - {deployment.key})
+        return (
+            self._failed(device, deployment),
+            speed_ms * sharing,
+            load.memory_bytes - device.memory_bytes,
+            device.id,
+        )
 
     def take(self, device: DeviceView, deployment: DeploymentView) -> None:
         """Charge a device with a model, once however many deployments share it there."""

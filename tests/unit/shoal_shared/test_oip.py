@@ -57,7 +57,9 @@ def test_binary_requests_round_trip(
 
 
 @given(some_tensors(), st.data())
-def test_replies_round_trip_binary_and_json_mixed(outputs: list[Tensor], data: st.DataObject) -> None:
+def test_replies_round_trip_binary_and_json_mixed(
+    outputs: list[Tensor], data: st.DataObject
+) -> None:
     reply = InferReply(outputs, "cat", "7", "id", {"batch": 2})
     binary = data.draw(st.lists(st.booleans(), min_size=len(outputs), max_size=len(outputs)))
     for i, tensor in enumerate(outputs):

@@ -5,7 +5,13 @@ const PAGE = 500;
 // The stream has a heartbeat every 15 s; longer silence means that nobody is there.
 const SILENCE_MS = 40000;
 
-export class Refused extends Error {}
+/** The control plane answered, but not with what was asked for; `detail` is its own word. */
+export class Refused extends Error {
+  constructor(detail) {
+    super(`The control plane answered with an error: ${detail}`);
+    this.detail = detail;
+  }
+}
 
 /** The document at `path`, and the server's time in ms. */
 export async function get(path) {
@@ -28,8 +34,7 @@ export async function get(path) {
     if (answer.ok) throw new Error("The control plane's answer broke off.");
   }
   if (!answer.ok) {
-    const detail = body?.detail ?? body?.error ?? body?.status ?? `status ${answer.status}`;
-    throw new Refused(`The control plane answered with an error: ${detail}`);
+    throw new Refused(String(body?.detail ?? body?.error ?? body?.status ?? `status ${answer.status}`));
   }
   return { body, now };
 }

@@ -184,10 +184,14 @@ class Servicer(grpc.GenericRpcHandler):
         """Answer a stream's requests concurrently, in their order; an error ends only its own
         request."""
         answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(MAX_IN_FLIGHT)
+        unanswered: set[asyncio.Task[Any]] = set()
 
         async def read() -> None:
             async for data in requests:
-                await answers.put(asyncio.create_task(self._stream_one(data, context)))
+                answer = asyncio.create_task(self._stream_one(data, context))
+                unanswered.add(answer)
+                answer.add_done_callback(unanswered.discard)
+                await answers.put(answer)
             await answers.put(None)
 
         reader = asyncio.create_task(read())
@@ -196,10 +200,8 @@ class Servicer(grpc.GenericRpcHandler):
                 await context.write(await answer)
         finally:
             reader.cancel()
-            while not answers.empty():
-                left = answers.get_nowait()
-                if left is not None:
-                    left.cancel()
+            for left in unanswered:
+                left.cancel()
 
     async def _stream_one(self, data: bytes, context: Context) -> Any:
         response = message_class("ModelStreamInferResponse")()

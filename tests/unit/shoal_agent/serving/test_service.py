@@ -15,20 +15,22 @@ from hypothesis import strategies as st
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: make setup")
 pytest.importorskip("onnx", reason="onnx is not installed: make setup")
 
-from onnx import TensorProto, helper  # noqa: E402
-from support import onnx_models  # noqa: E402
+from onnx import TensorProto, helper
+from support import onnx_models
 
-from shoal_agent.runtimes.registry import RuntimeRegistry  # noqa: E402
-from shoal_agent.serving.service import (  # noqa: E402
+from shoal_agent.runtimes.registry import RuntimeRegistry
+from shoal_agent.serving.queue import Limits
+from shoal_agent.serving.service import (
     FIRST_REQUESTS,
     InferenceService,
     Loaded,
     ServingError,
 )
-from shoal_shared import oip  # noqa: E402
-from shoal_shared.messages import ModelGoal  # noqa: E402
-from shoal_shared.oip import InferReply, InferRequest, RequestedOutput, Tensor  # noqa: E402
-from shoal_shared.status import InferCode, ReplicaState  # noqa: E402
+from shoal_shared import oip
+from shoal_shared.messages import ModelGoal
+from shoal_shared.oip import InferReply, InferRequest, RequestedOutput, Tensor
+from shoal_shared.profiles import fit
+from shoal_shared.status import InferCode, ReplicaState
 
 
 class Held:
@@ -45,6 +47,8 @@ class Held:
             asyncio.get_running_loop().call_soon(self.finish)
 
     def finish(self) -> None:
+        if not self.jobs:
+            return
         work, done = self.jobs.pop(0)
         try:
             result = work()
@@ -93,8 +97,7 @@ class Client:
 
     async def ask(self, request: InferRequest, name: str = "m") -> InferReply:
         replies = self.send(request, name=name)
-        while not replies:
-            await asyncio.sleep(0)
+        self.accelerator.finish_all()
         (reply,) = replies
         return reply
 
@@ -153,10 +156,7 @@ async def test_waiting_requests_share_a_batch_and_each_gets_its_own(
     assert [reply.parameters["queue_depth"] for (reply,) in replies] == [5, 1, 1, 1, 1, 0]
 
 
-def _limits():
-    from shoal_agent.serving.queue import Limits
-    from shoal_shared.profiles import fit
-
+def _limits() -> Limits:
     return Limits.of(fit([(1, 1.0), (2, 1.1), (4, 1.2)]), 4)
 
 
@@ -316,8 +316,7 @@ async def test_no_damaged_request_makes_it_raise(
     for position, value in damage:
         payload[position % len(payload)] = value
     replies = client.send_bytes(bytes(payload[: len(payload) - cut]), length)
-    for _ in range(10):
-        await asyncio.sleep(0)
+    client.accelerator.finish_all()
     assert len(replies) == 1
 
 

@@ -31,6 +31,7 @@ async def test_placements_show_what_devices_report(plane: Plane) -> None:
     await create(plane, version="1")
     await plane.controller.step()
     plane.obey("d1")
+    await plane.controller.step()
     [placement] = (await plane.http.get("/deployments/cat")).json()["placements"]
     assert placement["device"] == "d1"
     assert placement["state"] == "ready"
@@ -133,6 +134,7 @@ async def test_list_pages_and_filters(plane: Plane) -> None:
     await create(plane, name="c", model="face")
     await plane.controller.step()
     plane.obey("d1")
+    await plane.controller.step()
 
     async def names(**params: Any) -> list[str]:
         answer = (await plane.http.get("/deployments", params=params)).json()
@@ -200,5 +202,5 @@ async def test_delete(plane: Plane) -> None:
 
 async def test_store_knows_who_uses_a_model(plane: Plane) -> None:
     await create(plane, version="1", name="x")
-    assert await plane.store.in_use("cat", "1") == "x"
-    assert await plane.store.in_use("cat", "2") is None
+    assert plane.store.using("cat", "1") == plane.store.using("cat") == ["x"]
+    assert plane.store.using("cat", "2") == []

@@ -27,7 +27,7 @@ def summary(
 ) -> Summary:
     fleet = {d.id: d for d in devices}
     placed = Placed(frozenset(fleet), wanted, reason)
-    return summarise(deployment, DIGEST, placed, frozenset(fleet), fleet.get)
+    return summarise(deployment, DIGEST, placed, frozenset(fleet), frozenset(fleet), fleet.get)
 
 
 @pytest.mark.parametrize(
@@ -81,14 +81,24 @@ def test_replica_counts_only_on_a_live_open_device_with_the_right_artifact() -> 
 
 
 def test_model_that_is_gone_fails_the_deployment() -> None:
-    found = summarise(CAT, None, None, frozenset(), lambda name: None)
+    found = summarise(CAT, None, None, frozenset(), frozenset(), lambda name: None)
     assert found.state is DeploymentState.FAILED
     assert "push it again" in found.reason
 
 
 def test_before_the_planner_spoke_all_means_what_is_assigned() -> None:
     every = replace(CAT, replicas=None)
-    found = summarise(every, DIGEST, None, frozenset({"d1"}), lambda name: device(name, S.READY))
+    d1 = frozenset({"d1"})
+    found = summarise(every, DIGEST, None, d1, d1, lambda name: device(name, S.READY))
     assert (found.state, found.wanted) == (DeploymentState.READY, 1)
-    waiting = summarise(every, DIGEST, None, frozenset(), lambda name: None)
+    waiting = summarise(every, DIGEST, None, frozenset(), frozenset(), lambda name: None)
     assert waiting.state is DeploymentState.PENDING
+
+
+def test_replica_counts_only_once_the_gateway_knows_it() -> None:
+    d1 = frozenset({"d1"})
+    one = replace(CAT, replicas=1)
+    placed = Placed(d1, 1)
+    found = summarise(one, DIGEST, placed, d1, frozenset(), lambda name: device(name, S.READY))
+    assert (found.ready, found.state) == (0, DeploymentState.PROGRESSING)
+    assert found.reason == "d1: the gateway is about to use it"

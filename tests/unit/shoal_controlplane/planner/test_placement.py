@@ -19,7 +19,7 @@ from shoal_controlplane.planner.snapshot import (
 )
 
 MB = 1_000_000
-LIMITS = Limits(grace_s=5.0, failure_memory_s=600.0, goal_bytes=1000)
+LIMITS = Limits(grace_s=5.0, failure_memory_s=600.0, goal_bytes=700)
 
 
 def dev(name: str, **changes: Any) -> DeviceView:
@@ -186,7 +186,7 @@ def test_new_version_needs_room_on_its_devices() -> None:
 
 
 def test_goal_document_is_a_limit() -> None:
-    many = [dep(f"m{n}", goal_bytes=400) for n in range(3)]
+    many = [dep(f"m{n}", goal_bytes=300) for n in range(3)]
     placed = run([dev("d1")], many)
     assert [len(placed[d.name].devices) for d in many] == [1, 1, 0]
     assert "goal document" in placed["m2"].reason
@@ -276,7 +276,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
                 key=key,
                 format="tflite" if key == ("dog", "2") else "onnx",
                 file_bytes={"cat": 10 * MB, "dog": 40 * MB}[key[0]],
-                goal_bytes=300,
+                goal_bytes=400,
                 replicas=draw(st.sampled_from([None, 1, 2, 3])),
                 select=draw(SITES),
                 speed_ms=draw(st.sampled_from([{}, {"pi": 9.0, "orin": 4.0}])),
@@ -302,6 +302,10 @@ def test_placement_keeps_its_promises(snapshot: Snapshot) -> None:
     assert placed.keys() == {d.name for d in snapshot.deployments}
     models: dict[str, dict[tuple[str, str], DeploymentView]] = {n: {} for n in snapshot.devices}
     added: set[str] = set()
+    shared: dict[str, set[tuple[str, str]]] = {n: set() for n in snapshot.devices}
+    for deployment in snapshot.deployments:
+        for name in snapshot.assignment.get(deployment.name, ()):
+            shared[name].add(deployment.key)
     for deployment in snapshot.deployments:
         result = placed[deployment.name]
         present = snapshot.assignment.get(deployment.name, frozenset())
@@ -318,6 +322,17 @@ def test_placement_keeps_its_promises(snapshot: Snapshot) -> None:
             if snapshot.devices[n].offline_s <= 5
             and deployment.key not in snapshot.devices[n].failed
         }
+        running = {
+            name
+            for name in present
+            if fits(snapshot.devices[name], deployment)
+            and deployment.key in snapshot.devices[name].held
+            and deployment.key not in snapshot.devices[name].failed
+            and snapshot.devices[name].offline_s <= 5
+            and not shared[name] - {deployment.key}
+        }
+        if deployment.replicas is None or len(present) <= deployment.replicas:
+            assert running <= result.devices, "what runs stays where it is"
         if deployment.replicas is not None:
             assert len(result.devices) <= deployment.replicas == result.wanted
         # A reason is given exactly where fewer can serve than are wanted.

@@ -1,0 +1,251 @@
+"""The page in a real browser: what it says about a fleet, and when it does not know."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from support.loopback import serving
+from support.processes import need
+
+from shoal_controlplane.dashboard.routes import routes
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+class Page(HTMLParser):
+    """Text by element id, and the tags there are."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self._inside: list[str] = []
+        self.texts: dict[str, str] = {}
+        self.tags: list[str] = []
+        self.attributes: dict[str, dict[str, str | None]] = {}
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        name = dict(attrs).get("id") or (tag if tag == "body" else "")
+        self.attributes[name] = dict(attrs)
+        if tag not in ("meta", "link", "img", "input", "br"):
+            self._inside.append(name)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._inside:
+            self._inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        for name in set(self._inside):
+            self.texts[name] = self.texts.get(name, "") + data
+
+
+def device(name: str, condition: str = "online", **more: Any) -> dict[str, Any]:
+    now = datetime.now(UTC).isoformat()
+    document = {
+        "id": name,
+        "condition": condition,
+        "board": {"family": "jetson", "model": "Orin Nano", "soc": "T234", "simulated": True},
+        "cores": 6,
+        "memory_bytes": 8 << 30,
+        "disk_free_bytes": 1 << 30,
+        "accelerators": [],
+        "runtimes": [],
+        "labels": {},
+        "notes": [],
+        "agent_version": "0.1.0",
+        "cordoned": False,
+        "first_seen": now,
+        "last_seen": now,
+        "goal": 1,
+        "goal_seen": 1,
+        "telemetry": {
+            "seq": 1,
+            "uptime_s": 5.0,
+            "cpu_load": 0.37,
+            "memory_used_bytes": 1 << 30,
+            "disk_free_bytes": 1 << 30,
+            "temperature_c": None,
+            "throttled": False,
+            "power_w": None,
+            "accelerator_load": None,
+            "models": {"m:1": [5, 0, 11]},
+        },
+        "replicas": [
+            {
+                "deployment": "m",
+                "model": "m",
+                "version": "1",
+                "state": "ready",
+                "reason": "",
+                "providers": ["CPUExecutionProvider"],
+                "memory_bytes": 1,
+                "profile": None,
+            }
+        ],
+        "revision": 1,
+    }
+    return {**document, **more}
+
+
+def fleet(devices: list[dict[str, Any]], readyz: tuple[int, str] = (200, "ready")) -> FastAPI:
+    app = FastAPI()
+    app.include_router(routes())
+    deployment = {
+        "name": "m",
+        "model": "m",
+        "version": "1",
+        "replicas": 2,
+        "all": False,
+        "select": {},
+        "slo_ms": None,
+        "state": "degraded",
+        "reason": "b: the device is offline",
+        "wanted": 2,
+        "ready": 1,
+        "placements": [{"device": "a", "state": "ready", "reason": "", "providers": []}],
+        "created_at": datetime.now(UTC).isoformat(),
+        "revision": 1,
+    }
+    event = {
+        "id": 7,
+        "time": datetime.now(UTC).isoformat(),
+        "kind": "device.online",
+        "subject": "a",
+        "message": f"a is online {HOSTILE}",
+        "data": {},
+    }
+    lists = {"devices": devices, "deployments": [deployment], "models": []}
+
+    @app.get("/api/v1/events")
+    async def events(request: Request) -> Response:
+        if "text/event-stream" not in request.headers["accept"]:
+            return JSONResponse({"items": [event], "next_cursor": None})
+        later = json.dumps({**event, "id": 8, "kind": "device.changed", "message": "a changed"})
+        frames = [b": heartbeat\n\n", f"id: 8\nevent: device.changed\ndata: {later}\n\n".encode()]
+        return StreamingResponse(iter(frames), media_type="text/event-stream")
+
+    @app.get("/api/v1/{noun}")
+    async def items(noun: str) -> dict[str, Any]:
+        return {"items": lists[noun], "next_cursor": None}
+
+    @app.get("/readyz")
+    async def ready() -> JSONResponse:
+        return JSONResponse({"status": readyz[1]}, readyz[0])
+
+    return app
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    return need("chromium", "apt install chromium")
+
+
+@pytest.fixture
+def show(chromium: str, tmp_path: Path) -> Callable[..., Page]:
+    """The page over an application, after some seconds of the browser's own time."""
+
+    def run(app: FastAPI, fragment: str = "") -> Page:
+        with serving(app) as url:
+            done = subprocess.run(
+                [
+                    chromium,
+                    "--headless",
+                    "--no-sandbox",
+                    "--disable-gpu",
+                    "--disable-quic",
+                    "--no-first-run",
+                    "--disable-background-networking",
+                    "--disable-component-update",
+                    "--disable-sync",
+                    f"--user-data-dir={tmp_path / 'profile'}",
+                    "--virtual-time-budget=2500",
+                    "--dump-dom",
+                    f"{url}/{fragment}",
+                ],
+                capture_output=True,
+                text=True,
+                timeout=100,
+                check=True,
+            )
+        return Page(done.stdout)
+
+    return run
+
+
+def test_a_fleet_is_shown_as_it_is(show):
+    page = show(fleet([device("a"), device("b", "offline")]))
+    assert page.texts["pulse-text"] == "Up to date"
+    assert "hidden" in page.attributes["banner"]
+    rows = page.texts["device-rows"]
+    assert "Orin Nano" in rows and "simulated" in rows
+    # Load and queue of a device that is away are no news, and its model does not serve.
+    assert rows.count("37 %") == 1
+    assert rows.count("11") == 1
+    assert rows.count("m:1offline") == 1
+    assert "1 online, 1 offline" in page.texts["overview"]
+    assert "1 of 2" in page.texts["deployment-rows"]
+    assert "b: the device is offline" in page.texts["deployment-rows"]
+    assert page.texts["event-rows"].index("a changed") < page.texts["event-rows"].index(
+        "a is online"
+    )
+
+
+def test_what_devices_say_never_becomes_markup(show):
+    page = show(fleet([device("a", labels={HOSTILE: HOSTILE}, notes=[HOSTILE])]), "#device/a")
+    assert page.tags.count("img") == 1  # the page's own
+    assert f"{HOSTILE}={HOSTILE}" in page.texts["device-rows"]
+    assert HOSTILE in page.texts["event-rows"]
+    assert HOSTILE in page.texts["drawer-body"]
+    assert page.texts["drawer-title"] == "a"
+    assert "open" in page.attributes["drawer"]
+
+
+def test_an_error_of_the_control_plane_is_told_and_an_unknown_fleet_is_not_called_empty(show):
+    app = FastAPI()
+    app.include_router(routes())
+
+    @app.get("/{path:path}")
+    async def broken(path: str) -> JSONResponse:
+        return JSONResponse({"detail": "The database is away."}, 500)
+
+    page = show(app)
+    assert "The database is away." in page.texts["banner-text"]
+    assert "hidden" not in page.attributes["banner"]
+    assert page.texts["pulse-text"] == "Out of date"
+    assert page.texts["devices-empty"] == "Not known"
+    assert page.texts.get("overview", "") == ""
+
+
+def test_a_control_plane_without_a_broker_is_not_called_up_to_date(show):
+    page = show(fleet([device("a")], (503, "no session with the broker")))
+    assert page.texts["pulse-text"] == "Not ready"
+    assert "no session with the broker" in page.texts["banner-text"]
+
+
+def test_a_fleet_that_can_no_longer_be_read_is_marked_as_old(show):
+    app = fleet([device("a")])
+    asked: list[str] = []
+
+    @app.middleware("http")
+    async def lose(request: Request, call_next: Any) -> Response:
+        if request.url.path == "/api/v1/devices":
+            asked.append(request.url.path)
+            if len(asked) > 1:
+                return Response("lost", 502)
+        return await call_next(request)
+
+    page = show(app)  # The event of the stream makes it ask again.
+    assert len(asked) > 1
+    assert "status 502" in page.texts["banner-text"]
+    assert "You see the fleet as it was at" in page.texts["banner-text"]
+    assert "Orin Nano" in page.texts["device-rows"]
+    assert page.attributes["body"]["class"] == "stale"

@@ -111,6 +111,7 @@ def build(
         startup_s=config.startup_grace_s,
     )
     link.on_connection(controller.connection_changed)
+    models.subscribe(controller.wake)
     deployments = DeploymentService(store, controller, models, events, time.time)
     devices = DeviceService(fleet, database, publisher, store.goal_of)
 

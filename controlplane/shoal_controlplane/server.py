@@ -21,6 +21,7 @@ from shoal_controlplane.gateway.grpc.server import GrpcServer
 from shoal_controlplane.migrations import MigrationError, migrate
 from shoal_controlplane.mqtt.broker import BrokerError, EmbeddedBroker, is_loopback
 from shoal_controlplane.mqtt.link import MqttLink
+from shoal_controlplane.protocol import CorkedProtocol
 
 log = structlog.get_logger("server")
 
@@ -103,9 +104,11 @@ class Server:
         http = _HttpServer(
             uvicorn.Config(
                 plane.app,
+                http=CorkedProtocol,
                 lifespan="off",
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,
                 server_header=False,
                 timeout_graceful_shutdown=STOP_S,
                 # Bodies are limited by the applications; idle connections cost little.
@@ -115,6 +118,8 @@ class Server:
         task = asyncio.create_task(http.serve(sockets=[listener]))
 
         async def stop() -> None:
+            # Open event streams would keep the server waiting.
+            plane.events.close_subscriptions()
             http.should_exit = True
             await task
 

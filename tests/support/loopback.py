@@ -32,8 +32,14 @@ def serving(app: Any) -> Iterator[str]:
     """Serve `app` on a free port of the loopback interface; gives its URL."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, lifespan="off", log_level="warning", access_log=False)
-        config.timeout_graceful_shutdown = 1
+        config = uvicorn.Config(
+            app,
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            date_header=False,
+            timeout_graceful_shutdown=1,
+        )
         server = _Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

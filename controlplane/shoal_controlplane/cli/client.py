@@ -160,10 +160,7 @@ class Client:
 
     def _check(self, reply: httpx.Response) -> None:
         """Raise what the control plane says against a request."""
-        try:
-            self.now = parsedate_to_datetime(reply.headers["date"])
-        except (KeyError, ValueError):
-            self.now = datetime.now(timezone.utc)
+        self.now = _date(reply.headers.get("date", ""))
         if reply.is_success:
             return
         try:
@@ -195,6 +192,14 @@ def _timeout(answer_s: float) -> httpx.Timeout:
     import httpx
 
     return httpx.Timeout(answer_s, connect=min(CONNECT_S, answer_s))
+
+
+def _date(text: str) -> datetime:
+    """The time in a Date header, else this machine's."""
+    try:
+        return parsedate_to_datetime(text).astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        return datetime.now(timezone.utc)
 
 
 def _is_loopback(host: str) -> bool:

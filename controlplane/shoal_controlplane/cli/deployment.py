@@ -198,7 +198,7 @@ def _details(deployment: Deployment) -> list[Block]:
         (
             placement.device,
             State(placement.state),
-            ", ".join(placement.providers) or NONE,
+            units.providers(placement.providers) or NONE,
             units.milliseconds(placement.profile.milliseconds(1)) if placement.profile else NONE,
             f"up to {placement.profile.knee}" if placement.profile else NONE,
             placement.reason or NONE,

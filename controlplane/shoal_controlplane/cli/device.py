@@ -245,7 +245,7 @@ def _facts(device: Device, now: datetime) -> list[tuple[str, str]]:
 
 
 def _runtime(name: str, version: str, providers: tuple[str, ...]) -> str:
-    listed = f" ({', '.join(providers)})" if providers else ""
+    listed = f" ({units.providers(providers)})" if providers else ""
     return f"{name} {version}{listed}"
 
 
@@ -258,7 +258,7 @@ def _replica_row(device: Device, replica: Replica) -> tuple[str, ...]:
     return (
         replica.key,
         State(replica.state),
-        ", ".join(replica.providers) or NONE,
+        units.providers(replica.providers) or NONE,
         units.size(replica.memory_bytes) if replica.memory_bytes else NONE,
         units.milliseconds(profile.milliseconds(1)) if profile else NONE,
         f"up to {profile.knee}" if profile else NONE,

@@ -12,9 +12,12 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from shoal_controlplane.cli.options import Format
+
+if TYPE_CHECKING:
+    from rich.text import Text as RichText
 
 NONE = "-"
 """Shown where there is no value."""
@@ -34,6 +37,11 @@ _COLOURS = {
     "profiling": "cyan",
 }
 _STATE = re.compile(r"\b(" + "|".join(_COLOURS) + r")\b")
+_GAP = 2
+_NARROW = 20
+"""A column no wider than this is kept in one piece on a terminal."""
+_FOLDED = 10
+"""What a wider one needs at least."""
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
@@ -116,27 +124,46 @@ def plain_lines(table: Table) -> list[str]:
 
 
 def _draw(table: Table, stream: TextIO) -> None:
-    from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    console = Console(file=stream, highlight=False)
     drawn = RichTable(
-        box=box.SIMPLE_HEAD if table.header else None,
+        box=None,
         show_header=bool(table.header),
-        header_style="bold",
+        header_style="bold dim",
         pad_edge=False,
-        padding=(0, 1),
+        padding=(0, _GAP, 0, 0),
     )
-    for name in table.header or ("name", "value"):
-        drawn.add_column(name, overflow="fold", style="" if table.header else None)
-    for row in table.rows:
-        cells = [Text(clean(cell)) for cell in row]
-        for cell, text in zip(row, cells, strict=True):
-            if isinstance(cell, State):
-                for word in _STATE.finditer(text.plain):
-                    text.stylize(_COLOURS[word[0]], word.start(), word.end())
+    cells = [[_text(cell) for cell in row] for row in table.rows]
+    header = table.header or [""] * len(cells[0] if cells else ())
+    columns = [[Text(name), *(row[index] for row in cells)] for index, name in enumerate(header)]
+    widths = _kept([max(text.cell_len for text in column) for column in columns], console.width)
+    for name, width in zip(header, widths, strict=True):
+        drawn.add_column(name, overflow="fold", min_width=width)
+    for row in cells:
         if not table.header:
-            cells[0].stylize("dim")
-        drawn.add_row(*cells)
-    Console(file=stream, highlight=False).print(drawn)
+            row[0].stylize("dim")
+        drawn.add_row(*row)
+    console.print(drawn)
+
+
+def _kept(widths: Sequence[int], room: int) -> list[int | None]:
+    """Widths of the columns that stay in one piece: the narrow ones, if `room` is left for the
+    others to fold their text into."""
+    wide = sum(width > _NARROW for width in widths)
+    narrow = sum(width for width in widths if width <= _NARROW)
+    if narrow + wide * _FOLDED + _GAP * len(widths) > room:
+        return [None] * len(widths)
+    return [width if width <= _NARROW else None for width in widths]
+
+
+def _text(cell: str) -> RichText:
+    from rich.text import Text
+
+    text = Text(clean(cell))
+    if isinstance(cell, State):
+        for word in _STATE.finditer(text.plain):
+            text.stylize(_COLOURS[word[0]], word.start(), word.end())
+    return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 
 _SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -26,6 +27,11 @@ def milliseconds(value: float) -> str:
 def percent(fraction: float) -> str:
     """A fraction of one in whole per cent."""
     return f"{fraction * 100:.0f} %"
+
+
+def providers(names: Iterable[str]) -> str:
+    """Execution providers without the word that they all end in: CUDA, CPU."""
+    return ", ".join(name.removesuffix("ExecutionProvider") for name in names)
 
 
 def age(moment: datetime, now: datetime) -> str:

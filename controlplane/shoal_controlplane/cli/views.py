@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -14,6 +14,7 @@ from shoal_shared.profiles import Profile
 from shoal_shared.signature import ModelSignature
 
 V = TypeVar("V")
+Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class Telemetry(msgspec.Struct, kw_only=True):
@@ -49,8 +50,8 @@ class Device(msgspec.Struct, kw_only=True):
 
     id: str
     condition: str
-    last_seen: datetime
-    first_seen: datetime
+    last_seen: Time
+    first_seen: Time
     board: Board | None = None
     cores: int | None = None
     memory_bytes: int | None = None
@@ -89,7 +90,7 @@ class ModelVersion(msgspec.Struct, kw_only=True):
     format: str
     signature: ModelSignature
     max_batch: int
-    created_at: datetime
+    created_at: Time
     parameters: int = 0
     opset: int | None = None
     card: dict[str, Any] | None = None
@@ -114,7 +115,7 @@ class Deployment(msgspec.Struct, kw_only=True):
     state: str
     wanted: int
     ready: int
-    created_at: datetime
+    created_at: Time
     replicas: int | None = None
     all: bool = False
     select: dict[str, str] = {}
@@ -127,7 +128,7 @@ class Event(msgspec.Struct, kw_only=True):
     """An event of the fleet."""
 
     id: int
-    time: datetime
+    time: Time
     kind: str
     message: str
 

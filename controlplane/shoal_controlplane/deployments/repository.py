@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from shoal_controlplane.deployments.controller import DeploymentController
@@ -64,22 +65,30 @@ class DeployedRepository:
             except ConflictError:
                 if not self._store.using(name):
                     raise
-        try:
-            async with asyncio.timeout(self._load_timeout_s):
-                await self._controller.changed(lambda: self._decided(name))
-        except TimeoutError:
-            pass
+        await self._wait(lambda: self._decided(name))
         if not self._ready(name):
             raise UnavailableError(f"Model {name} is not ready: {self._reason(name)}.")
 
     async def unload(self, name: str) -> None:
-        """Delete all deployments of a model. Raises `NotFoundError` for an unknown model."""
+        """Delete all deployments of a model, and wait until no device serves it.
+
+        Raises `NotFoundError` for an unknown model.
+        """
         await self._models.get(name)
         for deployment in self._store.using(name):
             try:
                 await self._service.delete(deployment)
             except NotFoundError:
                 continue  # Somebody else was faster.
+        await self._wait(lambda: self._table.find(name) is None)
+
+    async def _wait(self, condition: Callable[[], bool]) -> None:
+        """Wait until a step has made `condition` true, but not for ever."""
+        try:
+            async with asyncio.timeout(self._load_timeout_s):
+                await self._controller.changed(condition)
+        except TimeoutError:
+            pass
 
     def _entry(self, model: ModelVersion) -> dict[str, str]:
         served = self._table.find(model.name, model.version)

@@ -116,8 +116,9 @@ class MqttLink:
             self._flush()
             # paho closes once the goodbye is written; a broker that does not read is left.
             try:
-                await asyncio.wait_for(self._lost.wait(), _STOP_S)
-            except asyncio.TimeoutError:
+                async with asyncio.timeout(_STOP_S):
+                    await self._lost.wait()
+            except TimeoutError:
                 log.warning("left the broker without a goodbye", broker=self._where)
         self._client.abort()
 
@@ -196,8 +197,10 @@ class MqttLink:
         """Keep-alive until the session is lost; also ends a connection without a session."""
         while not self._lost.is_set():
             try:
-                await asyncio.wait_for(self._lost.wait(), 1.0)
-            except asyncio.TimeoutError:
+                # Not `wait_for`: up to Python 3.11 it can swallow the cancellation by `stop`.
+                async with asyncio.timeout(1.0):
+                    await self._lost.wait()
+            except TimeoutError:
                 self._client.loop_misc()
                 self._flush()
 

@@ -40,3 +40,8 @@ export function clock(ms) {
 export function rate(value) {
   return value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString();
 }
+
+/** Execution providers without the word that they all end in: CUDA, CPU. */
+export function providers(names) {
+  return names.map((name) => name.replace(/ExecutionProvider$/, "")).join(", ");
+}

@@ -1,7 +1,7 @@
 // What the page shows of the fleet.
 
 import { h, keyed } from "./dom.js";
-import { age, clock, milliseconds, percent, rate, size } from "./format.js";
+import { age, clock, milliseconds, percent, providers, rate, size } from "./format.js";
 
 // An online device reports every few seconds; after this it says less than it should.
 const SILENT_MS = 30000;
@@ -267,7 +267,7 @@ export function drawer(id, device, now) {
     ["Board", board && [board.model, board.simulated ? h("span", { class: "tag" }, "simulated") : null]],
     ["Family", board && [board.family, board.soc].filter(Boolean).join(", ")],
     ["Accelerators", device.accelerators.map((accelerator) => `${accelerator.name} (${accelerator.kind})`).join("; ")],
-    ["Runtimes", device.runtimes.map((runtime) => `${runtime.name} ${runtime.version}: ${runtime.providers.join(", ") || runtime.formats.join(", ")}`).join("; ")],
+    ["Runtimes", device.runtimes.map((runtime) => `${runtime.name} ${runtime.version}: ${providers(runtime.providers) || runtime.formats.join(", ")}`).join("; ")],
     ["Cores", device.cores],
     ["Load", telemetry && load(telemetry.cpu_load)],
     ["Memory", memory],
@@ -295,7 +295,7 @@ function replicaCard(replica, telemetry, away) {
   const { profile } = replica;
   const rows = [
     ["Deployment", replica.deployment],
-    ["Providers", replica.providers.join(", ")],
+    ["Providers", providers(replica.providers)],
     ["Memory", replica.memory_bytes ? size(replica.memory_bytes) : ""],
     ["One item", profile && milliseconds(profile.intercept_ms + profile.slope_ms)],
     ["Batches", profile && `up to ${profile.knee}`],

@@ -13,15 +13,50 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 try:
     import uvloop
 except ImportError:
     uvloop = None  # type: ignore[assignment]
 
-_LENGTH = b"content-length:"
-_PENDING = 1 << 62
+_GRACE_S = 20.0
+_END = b"\r\n\r\n"
+_LENGTH = b"\r\ncontent-length:"
+_CHUNKED = b"\r\ntransfer-encoding: chunked\r\n"
+
+
+def read_answer(buffer: bytearray) -> bytes | None:
+    """The whole HTTP/1.1 answer in `buffer`, chunks joined; None if more is to come.
+
+    Raises `ValueError` if it is no answer with status 200 and a length.
+    """
+    end = buffer.find(_END)
+    if end < 0:
+        return None
+    head = bytes(buffer[: end + 2]).lower()
+    if head[9:12] != b"200":
+        raise ValueError("not answered with 200")
+    body = end + len(_END)
+    at = head.find(_LENGTH)
+    if at >= 0:
+        start = at + len(_LENGTH)
+        total = body + int(head[start : head.index(b"\r\n", start)])
+        return bytes(buffer[:total]) if len(buffer) >= total else None
+    if _CHUNKED not in head:
+        raise ValueError("neither a length nor chunks")
+    chunks = [bytes(buffer[:body])]
+    while True:
+        line = buffer.find(b"\r\n", body)
+        if line < 0:
+            return None
+        size = int(buffer[body:line], 16)
+        body = line + 2 + size + 2
+        if len(buffer) < body:
+            return None
+        if not size:
+            return b"".join(chunks)
+        chunks.append(bytes(buffer[line + 2 : body - 2]))
 
 
 class Load:
@@ -43,39 +78,30 @@ class Connection(asyncio.Protocol):
     def __init__(self, load: Load) -> None:
         self._load = load
         self._buffer = bytearray()
-        self._total = _PENDING
         self._turn = 0
         self._sent_at = 0.0
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         self._send()
 
     def data_received(self, data: bytes) -> None:
         buffer = self._buffer
         buffer += data
-        if self._total == _PENDING:
-            end = buffer.find(b"\r\n\r\n")
-            if end < 0:
-                return
-            head = bytes(buffer[: end + 2]).lower()
-            start = head.find(_LENGTH)
-            if head[9:12] != b"200" or start < 0:
-                self._stop(f"unexpected answer: {bytes(buffer[:500])!r}")
-                return
-            start += len(_LENGTH)
-            self._total = end + 4 + int(head[start : head.index(b"\r\n", start)])
-        if len(buffer) < self._total:
+        try:
+            answer = read_answer(buffer)
+        except ValueError as error:
+            self._stop(f"{error}: {bytes(buffer[:500])!r}")
+            return
+        if answer is None:
             return
         load, now = self._load, time.perf_counter()
         if self._sent_at >= load.measure_from:
             if now <= load.until:
                 load.latencies.append(now - self._sent_at)
-            load.answers[self._turn] = bytes(buffer)
+            load.answers[self._turn] = answer
         buffer.clear()
-        self._total = _PENDING
         if now >= load.until:
             self._stop("")
         else:
@@ -109,7 +135,11 @@ async def measure(spec: dict[str, Any]) -> dict[str, Any]:
         )
         connections.append(connection)
     cpu = time.process_time()
-    await asyncio.gather(*(connection.done for connection in connections))
+    everything = asyncio.gather(*(connection.done for connection in connections))
+    try:
+        await asyncio.wait_for(everything, spec["warm_up_s"] + spec["seconds"] + _GRACE_S)
+    except asyncio.TimeoutError:
+        load.error = load.error or f"no answer for {_GRACE_S:.0f} s"
     cpu = time.process_time() - cpu
     for turn, answer in load.answers.items():
         Path(spec["answers"], f"{turn}").write_bytes(answer)

@@ -115,7 +115,7 @@ def decode_answer(head: bytes, body: bytes) -> Arrays:
         document = json.loads(body if length is None else body[:length])
         at, arrays = length or 0, {}
         for tensor in document["outputs"]:
-            size = tensor.get("parameters", {}).get("binary_data_size")
+            size = (tensor.get("parameters") or {}).get("binary_data_size")
             if size is None:
                 array = np.array(tensor["data"], np.float32)
             else:

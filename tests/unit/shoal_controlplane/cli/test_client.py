@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 
 import pytest
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -71,7 +72,6 @@ def test_a_list_that_never_ends_is_given_up(plane, shoal, monkeypatch):
 
 def test_an_answer_that_breaks_off(run):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        import threading
 
         def cut() -> None:
             connection, _ = server.accept()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import unicodedata
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -51,6 +53,18 @@ def test_a_terminal_loses_nothing_of_a_long_name(terminal):
     print_blocks([Table(("ID", "STATE"), [(LONG, State("ready"))])], terminal)
     letters = [line.split()[0] for line in terminal.getvalue().splitlines() if "-" in line]
     assert LONG in "".join(letters)
+
+
+@pytest.mark.parametrize("width", [24, 40, 80, 200])
+def test_a_terminal_of_any_width_loses_no_cell(terminal, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    row = ("jetson-orin-nano-1", State("online"), "resnet:1, yolo:2, ocr:3, faces:4", "5 s ago")
+    print_blocks([Table(("DEVICE", "CONDITION", "MODELS", "SEEN"), [row])], terminal)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
+    for letters in ("DEVICE", "CONDITION", *row):
+        assert not Counter(letters.replace(" ", "")) - Counter(shown)
+    if width >= 80:
+        assert all(cell in shown for cell in ("jetson-orin-nano-1", "online", "5 s ago"))
 
 
 def test_markup_of_a_stranger_is_text(terminal):

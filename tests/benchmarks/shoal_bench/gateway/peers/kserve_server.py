@@ -5,6 +5,7 @@ KServe decodes and encodes; the model runs on the event loop, which was faster h
 
 from __future__ import annotations
 
+import logging
 import sys
 import uuid
 from typing import Any
@@ -41,6 +42,9 @@ class KServeModel(Model):
 
 
 def main() -> None:
+    # Handlers that are there already keep KServe from logging each request and its timing.
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("uvicorn.access").propagate = False
     port = int(sys.argv[1])
     models = [KServeModel(*argument.split("=", 1)) for argument in sys.argv[2:]]
     server = ModelServer(

@@ -1,0 +1,148 @@
+"""`shoal deployment` against canned answers, and the waiting on a clock of its own."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from starlette.responses import JSONResponse, Response
+
+from shoal_controlplane.cli import deployment
+from shoal_controlplane.cli.errors import CliError
+
+DEPLOYMENTS = "/api/v1/deployments"
+
+
+def test_create_sends_what_was_given_and_waits_until_it_is_ready(
+    plane, shoal, documents, monkeypatch
+):
+    monkeypatch.setattr(deployment, "POLL_S", 0.001)
+    states = iter(["progressing", "progressing", "ready"])
+    pending = documents.deployment("pending", ready=0, placements=[], reason="no device fits")
+    plane.answers[f"POST {DEPLOYMENTS}"] = JSONResponse(pending, 201)
+    plane.answers[f"GET {DEPLOYMENTS}/m"] = lambda _: documents.deployment(next(states))
+    done = shoal(
+        "deployment", "create", "m:1", "--name", "m", "--replicas", "2", "--select", "site=berlin",
+        "--select", "rack=a=b", "--slo-ms", "50",
+    )  # fmt: skip
+    assert (done.code, done.out) == (0, "m is ready, 2 of 2 replicas ready\n")
+    assert json.loads(plane.calls[0].body) == {
+        "model": "m",
+        "version": "1",
+        "name": "m",
+        "replicas": 2,
+        "select": {"site": "berlin", "rack": "a=b"},
+        "slo_ms": 50.0,
+    }
+    # One line for what did not change.
+    assert done.err == "m is progressing, 1 of 2 replicas ready: b: loading\n"
+
+
+def test_create_everywhere_without_waiting(plane, shoal, documents):
+    plane.answers[f"POST {DEPLOYMENTS}"] = JSONResponse(documents.deployment("progressing"), 201)
+    done = shoal("deployment", "create", "m", "--all", "--no-wait", "-o", "json")
+    assert json.loads(plane.calls[0].body) == {"model": "m", "all": True}
+    assert json.loads(done.out)["state"] == "progressing"
+    assert len(plane.calls) == 1
+
+
+def test_a_deployment_that_fails_is_a_failure(plane, shoal, documents):
+    failed = documents.deployment("failed", ready=0, reason="b: no runtime loads onnx.")
+    plane.answers[f"POST {DEPLOYMENTS}"] = JSONResponse(failed, 201)
+    plane.answers[f"GET {DEPLOYMENTS}/m"] = failed
+    done = shoal("deployment", "create", "m")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == (
+        "Error: m is failed, 0 of 2 replicas ready: b: no runtime loads onnx: see "
+        "`shoal deployment show m`\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("m", "--all", "--replicas", "2"),
+        ("m", "--replicas", "0"),
+        ("m", "--select", "site"),
+        ("m/1",),
+        ("m:",),
+        (":1",),
+        ("m", "--name", "a/b"),
+        ("m", "--slo-ms", "fast"),
+    ],
+)
+def test_wrong_usage_is_2_and_nothing_is_sent(plane, shoal, arguments):
+    assert shoal("deployment", "create", *arguments).code == 2
+    assert not plane.calls
+
+
+def test_list_and_show(plane, shoal, documents):
+    plane.pages(
+        DEPLOYMENTS,
+        [documents.deployment(), documents.deployment("degraded", name="n", all=True)],
+    )
+    _, first, second = shoal("deployment", "list").out.splitlines()
+    assert first.split()[:4] == ["m", "m:1", "ready", "2/2"]
+    assert "1/2 (all)" in second and "b: loading" in second
+    plane.answers[f"GET {DEPLOYMENTS}/m"] = documents.deployment("degraded")
+    shown = shoal("deployment", "show", "m").out
+    assert "1 of 2 ready" in shown and "site=berlin" in shown and "50.0 ms" in shown
+    assert "8.30 ms" in shown and "up to 4" in shown
+    plane.pages(DEPLOYMENTS, [])
+    assert "no deployments" in shoal("deployment", "list").out
+
+
+def test_delete(plane, shoal):
+    plane.answers[f"DELETE {DEPLOYMENTS}/m"] = Response(status_code=204)
+    assert shoal("deployment", "delete", "m").out == "m was deleted\n"
+    done = shoal("deployment", "delete", "gone")
+    assert done.code == 1
+
+
+class Waiting:
+    """`settle` over a list of documents, on a clock that only its sleep moves."""
+
+    def __init__(self, *documents: dict) -> None:
+        self._documents = list(documents)
+        self._now = 0.0
+        self.told: list[str] = []
+
+    def settle(self, timeout_s: float) -> dict:
+        return deployment.settle(
+            lambda: self._documents.pop(0) if len(self._documents) > 1 else self._documents[0],
+            self.told.append,
+            timeout_s,
+            lambda: self._now,
+            self._sleep,
+        )
+
+    def _sleep(self, seconds: float) -> None:
+        self._now += seconds
+
+
+def test_waiting_ends_with_its_time(documents):
+    waiting = Waiting(documents.deployment("pending", reason="no device fits"))
+    with pytest.raises(CliError, match=r"m is pending, .* no device fits after 2 s"):
+        waiting.settle(2.0)
+    assert len(waiting.told) == round(2.0 / deployment.POLL_S)
+
+
+def test_waiting_ends_when_no_replica_is_under_way_any_more(documents):
+    placements = [
+        {"device": "a", "state": "ready", "reason": "", "providers": [], "profile": None},
+        {"device": "b", "state": "failed", "reason": "x", "providers": [], "profile": None},
+    ]
+    stuck = documents.deployment("progressing", placements=placements, reason="b: x")
+    with pytest.raises(CliError, match="1 of 2 replicas ready: b: x"):
+        Waiting(documents.deployment("progressing"), stuck).settle(60.0)
+
+
+def test_waiting_goes_on_while_one_replica_is_under_way(documents):
+    placements = [
+        {"device": "a", "state": "loading", "reason": "", "providers": [], "profile": None},
+        {"device": "b", "state": "failed", "reason": "x", "providers": [], "profile": None},
+    ]
+    moving = documents.deployment("progressing", placements=placements)
+    waiting = Waiting(moving, moving, documents.deployment("ready"))
+    assert waiting.settle(60.0)["state"] == "ready"
+    assert len(waiting.told) == 2

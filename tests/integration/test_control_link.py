@@ -256,20 +256,22 @@ async def test_a_handler_that_fails_does_not_end_the_session(peers: tuple[Peer, 
     assert a.connections == [True]
 
 
+@pytest.mark.parametrize(("count", "size"), [(10, MB), (200, 50_000), (2000, 500)])
 async def test_stop_sends_what_was_published_and_leaves_nothing(
-    broker: Broker, peers: tuple[Peer, Peer]
+    broker: Broker, peers: tuple[Peer, Peer], count: int, size: int
 ) -> None:
     before = asyncio.all_tasks()
     leaving = Peer(broker, "leaving")
     await leaving.link.start()
     await leaving.connected()
-    for number in range(10):
-        assert leaving.link.publish("to/a", bytes([number]) * MB)
+    for number in range(count):
+        assert leaving.link.publish("to/a", bytes([number % 256]) * size)
     await leaving.link.stop()
     assert not leaving.link.connected
     assert not leaving.link.publish("to/a", b"?")
-    received = await peers[0].messages(10)
-    assert [(m.payload[0], len(m.payload)) for m in received] == [(n, MB) for n in range(10)]
+    received = await peers[0].messages(count)
+    found = [(m.payload[0], len(m.payload)) for m in received]
+    assert found == [(n % 256, size) for n in range(count)]
     assert leaving.connections == [True]
     await asyncio.sleep(0)
     assert asyncio.all_tasks() <= before

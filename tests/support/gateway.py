@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
+from support.virtual_time import VirtualTimeLoop
 
 from shoal_controlplane.errors import NotFoundError
 from shoal_controlplane.gateway.dispatch import Dispatcher
-from shoal_controlplane.gateway.router import Router
+from shoal_controlplane.gateway.errors import GatewayError
+from shoal_controlplane.gateway.router import Router, Ticket
 from shoal_controlplane.gateway.service import Gateway
 from shoal_controlplane.gateway.table import Replica, ServedModel, ServingTable
 from shoal_shared import oip
-from shoal_shared.oip import InferReply, InferRequest, Tensor
+from shoal_shared.oip import InferReply, InferRequest, RequestedOutput, Tensor
 from shoal_shared.profiles import Profile, fit
 from shoal_shared.publish import Handler, Message, PublishProperties, decode_publish
 from shoal_shared.signature import ModelSignature, TensorSpec
@@ -180,3 +183,31 @@ def replica(device: str, profile: Profile = PROFILE) -> Replica:
 
 def row(*values: float, name: str = "x") -> Tensor:
     return Tensor(name, "FP32", np.array([values], np.float32))
+
+
+Task = asyncio.Task[tuple[InferReply, Ticket]]
+
+
+async def begin(world: World, timeout_s: float = 10.0, *, idempotent: bool = True) -> Task:
+    """A request that has been sent (or has failed already)."""
+    request = InferRequest([row(1, 2, 3)], [RequestedOutput("y")], "cat", "1")
+    deadline = world.clock() + timeout_s
+    call = world.dispatcher.call(
+        request, lambda: world.replicas, 1, deadline, idempotent=idempotent
+    )
+    task = asyncio.create_task(call)
+    await asyncio.sleep(0)
+    return task
+
+
+async def failure(task: Task) -> GatewayError:
+    with pytest.raises(GatewayError) as caught:
+        await task
+    return caught.value
+
+
+def nothing_left(world: World) -> bool:
+    """No request is under way, as dispatcher, router and the loop in virtual time see it."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    return world.dispatcher.in_flight == loop.timers == 0 and world.in_flight() == {}

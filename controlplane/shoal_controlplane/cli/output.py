@@ -38,10 +38,7 @@ _COLOURS = {
 }
 _STATE = re.compile(r"\b(" + "|".join(_COLOURS) + r")\b")
 _GAP = 2
-_NARROW = 20
-"""A column no wider than this is kept in one piece on a terminal."""
-_FOLDED = 10
-"""What a wider one needs at least."""
+"""Cells between columns."""
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
@@ -123,6 +120,23 @@ def plain_lines(table: Table) -> list[str]:
     ]
 
 
+def widths(naturals: Sequence[int], room: int) -> list[int]:
+    """Widths of columns of the given natural widths within `room` cells, gaps included.
+
+    The first column names the row and stays whole if half of the room is left to the others;
+    of these none is wider than it must be for all to fit, so that only the widest fold.
+    """
+    if not naturals:
+        return []
+    room -= _GAP * (len(naturals) - 1)
+    first = naturals[0] if naturals[0] <= room // 2 or sum(naturals) <= room else room // 2
+    rest = naturals[1:]
+    cap = max(rest, default=0)
+    while cap > 1 and first + sum(min(width, cap) for width in rest) > room:
+        cap -= 1
+    return [max(first, 1), *(max(min(width, cap), 1) for width in rest)]
+
+
 def _draw(table: Table, stream: TextIO) -> None:
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -139,24 +153,14 @@ def _draw(table: Table, stream: TextIO) -> None:
     cells = [[_text(cell) for cell in row] for row in table.rows]
     header = table.header or [""] * len(cells[0] if cells else ())
     columns = [[Text(name), *(row[index] for row in cells)] for index, name in enumerate(header)]
-    widths = _kept([max(text.cell_len for text in column) for column in columns], console.width)
-    for name, width in zip(header, widths, strict=True):
-        drawn.add_column(name, overflow="fold", min_width=width)
+    naturals = [max(text.cell_len for text in column) for column in columns]
+    for name, width in zip(header, widths(naturals, console.width), strict=True):
+        drawn.add_column(name, overflow="fold", width=width)
     for row in cells:
         if not table.header:
             row[0].stylize("dim")
         drawn.add_row(*row)
     console.print(drawn)
-
-
-def _kept(widths: Sequence[int], room: int) -> list[int | None]:
-    """Widths of the columns that stay in one piece: the narrow ones, if `room` is left for the
-    others to fold their text into."""
-    wide = sum(width > _NARROW for width in widths)
-    narrow = sum(width for width in widths if width <= _NARROW)
-    if narrow + wide * _FOLDED + _GAP * len(widths) > room:
-        return [None] * len(widths)
-    return [width if width <= _NARROW else None for width in widths]
 
 
 def _text(cell: str) -> RichText:

@@ -114,7 +114,9 @@ class Router:
                 work = device.work[model] = _Work(replica.profile, seen_at=now)
             elif work.profile is not replica.profile:
                 work.profile = replica.profile
-            own = self._duration(work, items, now)
+            own = _batched_ms(work.profile, items) * self._factor(work, now)
+            if best is not None and device.round_trip_ms + own > best[0]:
+                continue  # Waiting only adds to it.
             delay = device.round_trip_ms + self._waiting(device, work, items, own, now)
             key = (delay, self._rng.random())
             if best is None or key < best[:2]:
@@ -213,12 +215,11 @@ class Router:
         age = now - work.seen_at
         return 1.0 + (work.factor - 1.0) * math.exp(-age / self._settings.forget_s)
 
-    def _duration(self, work: _Work, items: int, now: float) -> float:
-        return _batched_ms(work.profile, items) * self._factor(work, now)
-
     def _waiting(self, device: _Device, work: _Work, items: int, own: float, now: float) -> float:
         """Milliseconds until the request would be done: all work of its own model, batched with
         it, plus the other models' and the other gateways' work."""
+        if not device.in_flight:
+            return own + self._others(device, own, now)
         total = head = 0.0
         for other in device.work.values():
             ahead = other.items + (items if other is work else 0)
@@ -236,14 +237,19 @@ class Router:
                 total = max(own, total - elapsed)
             else:
                 total = max(own, total - head) * elapsed / head
-        if device.others:
-            age = now - device.others_at
-            total += own * device.others * 0.5 ** (age / self._settings.others_half_life_s)
-        return total
+        return total + self._others(device, own, now)
+
+    def _others(self, device: _Device, own: float, now: float) -> float:
+        if not device.others:
+            return 0.0
+        age = now - device.others_at
+        return own * device.others * 0.5 ** (age / self._settings.others_half_life_s)
 
 
 def _batched_ms(profile: Profile, items: int) -> float:
     """Milliseconds for `items` items in batches up to the knee."""
+    if items <= profile.knee:
+        return profile.milliseconds(items)
     full, rest = divmod(items, profile.knee)
     total = full * profile.milliseconds(profile.knee)
     return total + (profile.milliseconds(rest) if rest else 0.0)

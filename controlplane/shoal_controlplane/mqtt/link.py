@@ -14,14 +14,14 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import structlog
-from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, topic_matches_sub
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.exception import MalformedPacket
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, topic_matches_sub
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from shoal_shared.publish import Handler, Message, PublishProperties, decode_publish
+from shoal_controlplane.mqtt.client import LoopClient
+from shoal_shared.publish import Handler, Message, PublishProperties
 
 log = structlog.get_logger("mqtt")
 
@@ -89,7 +89,7 @@ class MqttLink:
         self._writing: socket.socket | None = None
         self._backlog_bytes = 0
         self.connected = False
-        self._client = client = _LoopClient(
+        self._client = client = LoopClient(
             CallbackAPIVersion.VERSION2, client_id, protocol=MQTTProtocolVersion.MQTTv5
         )
         client.on_connect = self._on_connect
@@ -149,7 +149,9 @@ class MqttLink:
             return False
         # paho only ever calls `pack()` on the properties.
         self._client.publish(topic, payload, qos, retain, properties)  # type: ignore[arg-type]
-        self._flush()
+        if self._client.want_write():
+            # From within a callback of paho, or more than the socket takes.
+            self._flush()
         if self._client.want_write():
             self._backlog_bytes += len(payload)
         # The write may have shown that the session is lost.
@@ -169,6 +171,7 @@ class MqttLink:
         client = self._client
         # Documents not yet acknowledged are old news: sent again they would come after newer ones.
         client.drop_out_messages()
+        client.on_gathered = None
         self._backlog_bytes = 0
         # Where the wait is cancelled, `stop` waits for the thread and closes the socket.
         self._connecting = self._loop.run_in_executor(None, self._connect_blocking)
@@ -180,6 +183,7 @@ class MqttLink:
             return False
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._loop.add_reader(sock, self._read)
+        client.on_gathered = self._flush_soon
         return True
 
     def _connect_blocking(self) -> str:
@@ -231,20 +235,23 @@ class MqttLink:
             return
         self._flush()
 
+    def _flush_soon(self) -> None:
+        self._loop.call_soon(self._flush)
+
     def _flush(self) -> None:
         """Write what paho has queued; what the socket does not take now is written later."""
         client = self._client
-        if not client.want_write():
-            return
-        client.loop_write()
+        if client.want_write():
+            client.loop_write()
+        client.send_gathered()
         sock = cast("socket.socket | None", client.socket())
-        if client.want_write() and sock is not None and self._writing is None:
+        if client.has_unsent and sock is not None and self._writing is None:
             self._writing = sock
             self._loop.add_writer(sock, self._write)
 
     def _write(self) -> None:
-        self._client.loop_write()
-        if not self._client.want_write():
+        self._flush()
+        if not self._client.has_unsent:
             self._backlog_bytes = 0
             if self._writing is not None:
                 self._loop.remove_writer(self._writing)
@@ -323,49 +330,6 @@ class MqttLink:
             if topic_matches_sub(topic_filter, topic):
                 return candidate
         return None
-
-
-class _LoopClient(Client):
-    """paho with two detours cut short: small reads, and properties looked up by name.
-
-    paho reads the first bytes of each packet one by one, and takes one packet for each time that
-    the socket is ready; here a read takes what there is, and `buffered` says what is left.
-    """
-
-    deliver: Handler
-    buffered = memoryview(b"")
-
-    def abort(self) -> None:
-        """Close the connection, if there is one, and call back."""
-        if self.socket() is not None:
-            self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_PROTOCOL)
-
-    def reconnect(self) -> MQTTErrorCode:
-        self.buffered = memoryview(b"")
-        return super().reconnect()
-
-    def _sock_recv(self, bufsize: int) -> bytes:
-        if not self.buffered:
-            if bufsize >= _READ_BYTES:
-                return super()._sock_recv(bufsize)
-            self.buffered = memoryview(super()._sock_recv(_READ_BYTES))
-        head, self.buffered = self.buffered[:bufsize], self.buffered[bufsize:]
-        return cast(bytes, head)
-
-    def _handle_publish(self) -> MQTTErrorCode:
-        flags = self._in_packet["command"] & 0x0F
-        if flags & 0x06:
-            return super()._handle_publish()
-        try:
-            message = decode_publish(flags, self._in_packet["packet"])
-        except ValueError as error:
-            raise MalformedPacket(str(error)) from None
-        self.deliver(message)
-        return MQTTErrorCode.MQTT_ERR_SUCCESS
-
-    def _handle_on_message(self, message: MQTTMessage) -> None:
-        """A message of QoS 1: control traffic, whose properties nobody reads."""
-        self.deliver(Message(message.topic, bytes(message.payload), message.retain))
 
 
 _conforms: type[Link] = MqttLink

@@ -10,8 +10,8 @@ const NONE = "–";
 const find = (id) => document.getElementById(id);
 
 /** A state in its colour. */
-export function badge(state, extra = "") {
-  return h("span", { class: `badge ${state}` }, state, extra && ` ${extra}`);
+function badge(state) {
+  return h("span", { class: `badge ${state}` }, state);
 }
 
 /** How long ago, kept right by `tick`. */
@@ -28,7 +28,7 @@ export function tick(now) {
   }
 }
 
-export function isSilent(device, now) {
+function isSilent(device, now) {
   return device.condition !== "offline" && now - Date.parse(device.last_seen) > SILENT_MS;
 }
 

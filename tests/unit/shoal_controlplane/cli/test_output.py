@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 
 from shoal_controlplane.cli import units
 from shoal_controlplane.cli.options import Format
-from shoal_controlplane.cli.output import State, Table, as_text, clean, plain_lines, print_blocks
+from shoal_controlplane.cli.output import (
+    State,
+    Table,
+    as_text,
+    clean,
+    plain_lines,
+    print_blocks,
+    widths,
+)
 
 LONG = "a-device-with-a-very-long-name-" * 3
 
@@ -65,6 +73,21 @@ def test_a_terminal_of_any_width_loses_no_cell(terminal, monkeypatch, width):
         assert not Counter(letters.replace(" ", "")) - Counter(shown)
     if width >= 80:
         assert all(cell in shown for cell in ("jetson-orin-nano-1", "online", "5 s ago"))
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=12), st.integers(1, 300))
+def test_columns_fit_wherever_they_can(naturals, room):
+    given_widths = widths(naturals, room)
+    gaps = 2 * (len(naturals) - 1)
+    assert all(1 <= width <= natural for width, natural in zip(given_widths, naturals, strict=True))
+    if sum(naturals) + gaps <= room:
+        assert given_widths == naturals
+    elif 2 * len(naturals) + gaps <= room:
+        assert sum(given_widths) + gaps <= room
+
+
+def test_the_first_column_and_narrow_ones_stay_whole():
+    assert widths([18, 9, 28, 50, 4, 8], 80) == [18, 9, 15, 15, 4, 8]
 
 
 def test_markup_of_a_stranger_is_text(terminal):

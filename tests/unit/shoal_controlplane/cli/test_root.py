@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,17 +14,6 @@ from shoal_controlplane.cli.root import make_app, run
 from shoal_controlplane.errors import ConflictError
 
 SHOAL = Path(sys.executable).parent / "shoal"
-
-
-def command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "shoal_controlplane.cli.main", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, **env},
-    )
 
 
 def failing(error: BaseException) -> typer.Typer:

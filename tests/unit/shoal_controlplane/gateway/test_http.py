@@ -306,6 +306,15 @@ async def test_a_device_that_refuses(site: Site) -> None:
     assert stats["inference_stats"]["fail"]["count"] == 2
 
 
+async def test_a_device_that_claims_a_batch_that_cannot_be(site: Site) -> None:
+    link = site.world.link
+    for claimed in (0, 3, 10**9):
+        link.on_sent = lambda sent, batch=claimed: link.answer(sent, batch=batch)  # type: ignore[misc]
+        await site.post(INFER, {"inputs": [X]})
+    stats = (await site.get("/v2/models/cat/versions/1/stats")).json()["model_stats"][0]
+    assert [b["batch_size"] for b in stats["batch_stats"]] == [1, 3, 8]
+
+
 async def test_a_device_that_forgets_an_output(site: Site) -> None:
     link = site.world.link
     link.on_sent = lambda sent: link.answer(sent, row(1, name="z"))

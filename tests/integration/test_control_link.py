@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.processes import Process, free_port, start_mosquitto
 
-from shoal_controlplane.mqtt.broker import EmbeddedBroker
+from shoal_controlplane.mqtt.broker import BrokerError, EmbeddedBroker
 from shoal_controlplane.mqtt.link import MqttLink
 from shoal_shared.publish import (
     Message,
@@ -76,7 +76,7 @@ class Peer:
         )
         self.received: list[Message] = []
         self.connections: list[bool] = []
-        self._changed = asyncio.Condition()
+        self._changed = asyncio.Event()
         self.link.on_connection(self._connection)
 
     def subscribe(self, topic: str, qos: int = 0) -> None:
@@ -84,9 +84,11 @@ class Peer:
 
     async def until(self, check: Callable[[], bool], what: str) -> None:
         try:
-            async with self._changed:
-                await asyncio.wait_for(self._changed.wait_for(check), TIMEOUT_S)
-        except asyncio.TimeoutError:
+            async with asyncio.timeout(TIMEOUT_S):
+                while not check():
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
             pytest.fail(f"{what} did not happen; {len(self.received)} messages came")
 
     async def messages(self, count: int) -> list[Message]:
@@ -98,18 +100,11 @@ class Peer:
 
     def _message(self, message: Message) -> None:
         self.received.append(message)
-        self._wake()
+        self._changed.set()
 
     def _connection(self, connected: bool) -> None:
         self.connections.append(connected)
-        self._wake()
-
-    def _wake(self) -> None:
-        async def wake() -> None:
-            async with self._changed:
-                self._changed.notify_all()
-
-        asyncio.get_running_loop().create_task(wake())
+        self._changed.set()
 
 
 @pytest.fixture
@@ -262,6 +257,7 @@ async def test_stop_sends_what_was_published_and_leaves_nothing(
 ) -> None:
     before = asyncio.all_tasks()
     leaving = Peer(broker, "leaving")
+    leaving.subscribe("to/leaving")
     await leaving.link.start()
     await leaving.connected()
     for number in range(count):
@@ -276,3 +272,23 @@ async def test_stop_sends_what_was_published_and_leaves_nothing(
     await asyncio.sleep(0)
     assert asyncio.all_tasks() <= before
     await leaving.link.stop()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "::1", "example.org", ""])
+def test_the_embedded_broker_serves_this_machine_only(host: str) -> None:
+    with pytest.raises(BrokerError, match=r"listens on IPv4 loopback only.*run Mosquitto"):
+        EmbeddedBroker(host)
+
+
+async def test_the_embedded_broker_and_its_port() -> None:
+    first = EmbeddedBroker("localhost", 0)
+    await first.start()
+    second = EmbeddedBroker(port=first.port)
+    with pytest.raises(BrokerError, match=f"cannot listen on 127.0.0.1:{first.port}"):
+        await second.start()
+    await second.stop()
+    await first.stop()
+    await first.stop()
+    third = EmbeddedBroker(port=first.port)  # which is free again
+    await third.start()
+    await third.stop()

@@ -98,7 +98,9 @@ async def broker() -> AsyncIterator[Scripted]:
 
 
 @pytest.fixture
-async def link(broker: Scripted) -> AsyncIterator[MqttLink]:
+async def link(broker: Scripted, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MqttLink]:
+    # The script answers no goodbye.
+    monkeypatch.setattr("shoal_controlplane.mqtt.link._STOP_S", 0.05)
     made = MqttLink("127.0.0.1", broker.port, "g", rng=random.Random(1), max_backoff_s=0.1)
     yield made
     await made.stop()
@@ -131,7 +133,10 @@ async def test_what_was_not_acknowledged_is_not_sent_after_newer_goals(
     await second.accept()
     assert (await second.packet(PUBLISH)).endswith(b"goal 6")
     await link.stop()
-    await second.packet(DISCONNECT)
+    kinds = [(await second.any_packet())[0]]
+    while kinds[-1] != DISCONNECT:
+        kinds.append((await second.any_packet())[0])
+    assert PUBLISH not in kinds
 
 
 Misbehaviour = Callable[[Session], Awaitable[None]]
@@ -238,7 +243,6 @@ async def test_a_broker_that_does_not_read_is_not_fed_for_ever(
     broker: Scripted, link: MqttLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shoal_controlplane.mqtt.link._MAX_BACKLOG_BYTES", 32 << 20)
-    monkeypatch.setattr("shoal_controlplane.mqtt.link._STOP_S", 0.05)
     await link.start()
     session = await broker.session()
     await session.accept()
@@ -249,10 +253,11 @@ async def test_a_broker_that_does_not_read_is_not_fed_for_ever(
         assert 8 <= taken < 20
         assert link.connected
         await link.stop()  # it does not wait for ever either
-    assert {entry["event"] for entry in logs} == {
+    events = {entry["event"] for entry in logs}
+    assert {
         "dropped a message: the broker reads too slowly",
         "left the broker without a goodbye",
-    }
+    } <= events
     assert not link.connected
 
 

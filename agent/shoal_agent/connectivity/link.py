@@ -37,6 +37,7 @@ _MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 _STABLE_S = 10.0
 _TICK_S = 1.0
 _STOP_S = 2.0
+_SETTLE_S = 0.5
 _READ_BYTES = 64 * 1024
 _SESSION_TAKEN_OVER = 0x8E
 
@@ -55,6 +56,7 @@ class MqttLink:
         self._task: asyncio.Task[None] | None = None
         self._connecting: asyncio.Future[str] | None = None
         self._lost = asyncio.Event()
+        self._answered = asyncio.Event()
         self._complained = False
         self._writing: socket.socket | None = None
         self._backlog_bytes = 0
@@ -64,6 +66,7 @@ class MqttLink:
         )
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
+        client.on_subscribe = lambda *_: self._answered.set()
         client.deliver = self._deliver
         client.on_socket_open = _set_no_delay
         client.on_socket_close = self._on_socket_close
@@ -113,6 +116,7 @@ class MqttLink:
             await self._connecting
             self._connecting = None
         if self.connected:
+            await self._settle()
             self.connected = False
             self._client.disconnect()
             self._flush()
@@ -122,6 +126,19 @@ class MqttLink:
             except asyncio.TimeoutError:
                 log.warning("left without a goodbye", extra=fields(broker=self._where))
         self._client.abort()
+
+    async def _settle(self) -> None:
+        """Wait until the broker has taken what was published: it answers in order.
+
+        A broker that finds a goodbye right behind a message may drop the message.
+        """
+        self._answered.clear()
+        self._client.subscribe("nothing", 0)
+        self._flush()
+        try:
+            await asyncio.wait_for(self._answered.wait(), _SETTLE_S)
+        except asyncio.TimeoutError:
+            log.warning("left while the broker was busy", extra=fields(broker=self._where))
 
     async def _keep_up(self) -> None:
         while True:

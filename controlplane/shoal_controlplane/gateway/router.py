@@ -243,7 +243,7 @@ class Router:
         if not device.others:
             return 0.0
         age = now - device.others_at
-        return own * device.others * 0.5 ** (age / self._settings.others_half_life_s)
+        return own * device.others * math.pow(0.5, age / self._settings.others_half_life_s)
 
 
 def _batched_ms(profile: Profile, items: int) -> float:

@@ -20,7 +20,7 @@ id = 0
 id = 0
 max_connections = 10000
 max_outgoing_packet_count = 200
-max_segment_size = 1048576
+max_segment_size = 8388608
 max_segment_count = 4
 
 [v5.1]
@@ -43,9 +43,11 @@ class EmbeddedBroker:
     """Starts and stops the broker. It has no authentication, so it serves loopback only."""
 
     def __init__(self, host: str = "127.0.0.1", port: int = 1883) -> None:
-        if not is_loopback(host):
+        # It knows addresses only, and of those of version 6 none that it can check.
+        host = "127.0.0.1" if host == "localhost" else host
+        if not is_loopback(host) or ":" in host:
             raise BrokerError(
-                f"the embedded broker has no authentication, so it listens on loopback only, "
+                "the embedded broker has no authentication, so it listens on IPv4 loopback only, "
                 f"not on {host}: run Mosquitto for a fleet and name it with SHOAL_BROKER"
             )
         self.host = host

@@ -33,6 +33,7 @@ _MAX_BACKLOG_BYTES = 256 * 1024 * 1024
 _READ_BYTES = 64 * 1024
 _READ_BURST = 256
 _STOP_S = 2.0
+_SETTLE_S = 0.5
 
 
 class Link(Protocol):
@@ -84,6 +85,7 @@ class MqttLink:
         self._task: asyncio.Task[None] | None = None
         self._connecting: asyncio.Future[str] | None = None
         self._lost = asyncio.Event()
+        self._answered = asyncio.Event()
         self._attempts = 0
         self._complained = False
         self._writing: socket.socket | None = None
@@ -94,6 +96,7 @@ class MqttLink:
         )
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
+        client.on_subscribe = lambda *_: self._answered.set()
         client.deliver = self._deliver
         client.on_socket_close = self._on_socket_close
 
@@ -111,6 +114,7 @@ class MqttLink:
             await self._connecting
             self._connecting = None
         if self.connected:
+            await self._settle()
             self.connected = False
             self._client.disconnect()
             self._flush()
@@ -156,6 +160,20 @@ class MqttLink:
             self._backlog_bytes += len(payload)
         # The write may have shown that the session is lost.
         return self.connected
+
+    async def _settle(self) -> None:
+        """Wait until the broker has taken what was published: it answers in order.
+
+        A broker that finds a goodbye right behind a message may drop the message.
+        """
+        self._answered.clear()
+        self._client.subscribe("nothing", 0)
+        self._flush()
+        try:
+            async with asyncio.timeout(_SETTLE_S):
+                await self._answered.wait()
+        except TimeoutError:
+            log.warning("left the broker while it was busy", broker=self._where)
 
     async def _keep_up(self) -> None:
         while True:

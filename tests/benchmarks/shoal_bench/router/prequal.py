@@ -19,27 +19,20 @@ _RIF_KEPT = 128
 
 @dataclass(frozen=True, slots=True)
 class PrequalSettings:
-    """The paper's defaults, where it gives them: pool of 16, 3 probes and 1 removal a request,
-    probes live for 1 s, Q_RIF = 2^-0.25, delta = 1.
+    """The paper's defaults: a pool of 16, 3 probes a request, alive for 1 s, Q_RIF = 2^-0.25.
 
-    `reuse` stands for b_reuse, which the paper computes for fleets far larger than the pool; for
-    a small fleet the formula has no finite value.
+    How often a probe is used (b_reuse) the paper computes for fleets far larger than the pool,
+    and it removes one more probe a request. For a fleet smaller than the pool that has no finite
+    value; 2 uses and no further removal gave the lowest p99 at load 0.7, of pools of 8, 14 and
+    16, 0 or 1 removals, and 1 to 8 uses.
     """
 
     pool: int = 16
     probes: int = 3
-    remove: int = 1
+    remove: int = 0
     age_ms: float = 1000.0
     quantile: float = 2**-0.25
-    delta: float = 1.0
-    reuse: int = 0
-
-    def uses(self, devices: int) -> int:
-        """How often one probe may be used: the paper's b_reuse, or `reuse` if set."""
-        if self.reuse:
-            return self.reuse
-        gain = (1 - self.pool / devices) * self.probes - self.remove
-        return max(1, round((1 + self.delta) / gain)) if gain > 0 else self.pool
+    reuse: int = 2
 
 
 @dataclass(slots=True)
@@ -64,7 +57,6 @@ class Prequal:
         self._count = len(simulation.devices)
         self._rng = rng
         self._settings = settings or PrequalSettings()
-        self._uses = self._settings.uses(self._count)
         self._pool: list[_Probe] = []
         self._recent: deque[int] = deque()
         self._sorted: list[int] = []
@@ -102,7 +94,7 @@ class Prequal:
             self._simulation.probe(index, now, partial(self._receive, index))
 
     def _receive(self, index: int, in_flight: int, latency: float, now: float) -> None:
-        self._pool.append(_Probe(index, in_flight, latency, now, self._uses))
+        self._pool.append(_Probe(index, in_flight, latency, now, self._settings.reuse))
         self._recent.append(in_flight)
         insort(self._sorted, in_flight)
         if len(self._recent) > _RIF_KEPT:

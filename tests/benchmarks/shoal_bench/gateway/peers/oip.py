@@ -6,6 +6,7 @@ peers, so it imports nothing of Shoal's.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ HEADER_LENGTH = "inference-header-content-length"
 
 
 class OnnxModel:
-    """An ONNX file on one CPU thread."""
+    """An ONNX file on the CPU, with the session options that Shoal's agent uses."""
 
     def __init__(self, name: str, path: str) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.name = name
         self.session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]

@@ -1,0 +1,1 @@
+"""What an idle agent costs its device, and how soon it is there."""

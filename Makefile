@@ -48,7 +48,7 @@ $(VENV)/.setup: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing Shoal into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
-	@$(BIN)/python -m shoal_simulators.demo.models $(VENV)/demo-models
+	@$(BIN)/python -m shoal_simulators.demo.models
 	@touch $@
 
 $(VENV)/.setup-dev: $(VENV)/.setup

@@ -20,7 +20,13 @@ class Endpoint:
     plane: ControlPlane
 
 
-@pytest.fixture(scope="session", params=["embedded", "mosquitto"])
+# One worker a broker, so that the processes are started once.
+PARAMS = [
+    pytest.param(broker, marks=pytest.mark.xdist_group(broker)) for broker in ("embedded", "mosquitto")
+]
+
+
+@pytest.fixture(scope="session", params=PARAMS)
 def endpoint(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Endpoint]:

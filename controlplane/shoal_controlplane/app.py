@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shoal_controlplane.api import problem
 from shoal_controlplane.api.idempotency import Idempotency
+from shoal_controlplane.api.limits import BodyLimit
 from shoal_controlplane.config import ServerConfig
 from shoal_controlplane.dashboard.routes import routes as dashboard_routes
 from shoal_controlplane.database import Database
@@ -139,6 +140,7 @@ def build(
         summary="One inference endpoint out of many small devices.",
     )
     problem.install(api)
+    api.add_middleware(BodyLimit, exempt="/artifacts/")
     api.include_router(device_routes(devices))
     api.include_router(model_routes(models, idempotency))
     api.include_router(artifact_routes(artifacts))

@@ -22,7 +22,8 @@ class Endpoint:
 
 # One worker a broker, so that the processes are started once.
 PARAMS = [
-    pytest.param(broker, marks=pytest.mark.xdist_group(broker)) for broker in ("embedded", "mosquitto")
+    pytest.param(broker, marks=pytest.mark.xdist_group(broker))
+    for broker in ("embedded", "mosquitto")
 ]
 
 

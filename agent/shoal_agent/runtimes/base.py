@@ -19,6 +19,10 @@ class RuntimeRunError(Exception):
     """A loaded model failed on its inputs; the text is one plain sentence."""
 
 
+class RuntimeInputError(RuntimeRunError):
+    """The inputs cannot be used, on this device or any other."""
+
+
 class LoadedModel(Protocol):
     """A model in memory, ready to run on one accelerator queue."""
 

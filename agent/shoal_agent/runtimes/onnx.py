@@ -13,7 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from shoal_agent.runtimes.base import LoadedModel, RuntimeLoadError, RuntimeRunError
+from shoal_agent.runtimes.base import (
+    LoadedModel,
+    RuntimeInputError,
+    RuntimeLoadError,
+    RuntimeRunError,
+)
 from shoal_agent.runtimes.common import sentence, thread_count
 from shoal_shared.messages import RuntimeInfo
 from shoal_shared.signature import ModelSignature, TensorSpec
@@ -188,7 +193,7 @@ def _to_text(name: str, array: Array) -> Array:
     try:
         text = [element.decode() for element in array.reshape(-1)]
     except UnicodeDecodeError:
-        raise RuntimeRunError(
+        raise RuntimeInputError(
             f"input '{name}' holds bytes that are not UTF-8, which ONNX strings must be"
         ) from None
     out = np.empty(len(text), dtype=object)

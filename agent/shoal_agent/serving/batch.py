@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shoal_agent.runtimes.base import LoadedModel, RuntimeRunError
+from shoal_agent.runtimes.base import LoadedModel, RuntimeInputError, RuntimeRunError
 from shoal_shared.clock import Clock
 from shoal_shared.tensors import Array
 
@@ -19,13 +19,15 @@ logger = logging.getLogger(__name__)
 class Outcome:
     """What became of one request: its outputs, or `error`, one sentence.
 
-    `seconds` is the pure compute time of the run it was in, `batch` the items of that run.
+    `invalid` tells that the request is to blame, not the device. `seconds` is the pure compute
+    time of the run it was in, `batch` the items of that run.
     """
 
     outputs: Mapping[str, Array]
     error: str
     seconds: float
     batch: int
+    invalid: bool = False
 
 
 def run_batch(
@@ -51,7 +53,8 @@ def _run(model: LoadedModel, inputs: Mapping[str, Array], items: int, clock: Clo
     try:
         outputs = model.run(inputs)
     except RuntimeRunError as error:
-        return Outcome({}, str(error), clock() - started, items)
+        invalid = isinstance(error, RuntimeInputError)
+        return Outcome({}, str(error), clock() - started, items, invalid)
     except Exception as error:
         logger.exception("A runtime raised what it should not")
         return Outcome({}, f"the runtime failed: {type(error).__name__}", clock() - started, items)

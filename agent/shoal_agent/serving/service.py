@@ -282,7 +282,8 @@ class InferenceService:
             except TensorError as wrong:
                 error = str(wrong)
         if error:
-            self._fail(resident, pending.request, pending.reply, InferCode.INTERNAL, error)
+            code = InferCode.INVALID if outcome.invalid else InferCode.INTERNAL
+            self._fail(resident, pending.request, pending.reply, code, error)
         else:
             resident.answered += 1
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from shoal_controlplane.cli import deployment, device, infer, model, serve, up
-from shoal_controlplane.cli.root import make_app, run
-
-app = make_app(module.register for module in (up, serve, device, model, deployment, infer))
+import sys
 
 
 def main() -> None:
     """Entry point."""
-    run(app)
+    try:
+        from shoal_controlplane.cli import deployment, device, infer, model, serve, up
+        from shoal_controlplane.cli.root import make_app, run
+    except ModuleNotFoundError as error:
+        # The bare install is the device agent; the command comes with it all the same.
+        print(
+            f"Error: {error.name} is not installed: pip install 'shoal[controlplane]'",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    run(make_app(module.register for module in (up, serve, device, model, deployment, infer)))

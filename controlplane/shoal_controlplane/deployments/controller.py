@@ -176,7 +176,9 @@ class DeploymentController:
         rest = DEBOUNCE_S
         while True:
             try:
-                await asyncio.wait_for(self._woken.wait(), self._due_in())
+                # Not `wait_for`: up to Python 3.11 it can swallow the cancellation by `stop`.
+                async with asyncio.timeout(self._due_in()):
+                    await self._woken.wait()
             except TimeoutError:
                 pass
             await asyncio.sleep(rest)

@@ -104,7 +104,8 @@ async def stream(
         yield _HEARTBEAT  # The headers go out with the first bytes.
         while True:
             try:
-                event = await asyncio.wait_for(subscription.get(), heartbeat_s)
+                async with asyncio.timeout(heartbeat_s):
+                    event = await subscription.get()
             except TimeoutError:
                 yield _HEARTBEAT
                 continue

@@ -74,7 +74,6 @@ class InferenceApp:
         except Exception:
             log.exception("request failed", path=scope["path"])
             answer = _error(500, "the gateway failed on this request; its log says why")
-        answer = _compressed(answer, headers.get(b"accept-encoding", b""))
         length = sum(len(part) for part in answer.body)
         answer.headers.append((b"content-length", str(length).encode()))
         await send(
@@ -160,7 +159,8 @@ class InferenceApp:
         except OipError as error:
             raise GatewayError(GatewayStatus.INVALID, str(error)) from None
         reply = await self._gateway.infer(request, name, version, timeout_s)
-        return _infer_answer(request, reply)
+        answer = _infer_answer(request, reply)
+        return _compressed(answer, headers.get(b"accept-encoding", b""))
 
 
 class _ClientGoneError(Exception):

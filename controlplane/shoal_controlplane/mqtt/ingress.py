@@ -144,8 +144,7 @@ def _check_profile(profile: Profile) -> None:
         1 <= profile.knee <= _MAX_INTEGER
         and profile.intercept_ms >= 0
         and profile.slope_ms >= 0
-        and profile.milliseconds(1) > 0
         and all(1 <= batch <= _MAX_INTEGER and ms >= 0 for batch, ms in profile.samples)
     )
     if not fine:
-        raise MessageError("a profile needs positive batch sizes and times")
+        raise MessageError("a profile needs positive batch sizes and times of 0 or more")

@@ -20,7 +20,9 @@ def markdown_table(table: Table) -> str:
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    return "\n".join([line(table.columns), line("---" for _ in table.columns), *map(line, table.rows)])
+    return "\n".join(
+        [line(table.columns), line("---" for _ in table.columns), *map(line, table.rows)]
+    )
 
 
 def section(result: Result) -> str:

@@ -140,7 +140,9 @@ def _wait_ready(sock: socket.socket, service: Service) -> float:
         while "READY=1" not in sock.recv(4096).decode().splitlines():
             continue
     except TimeoutError:
-        raise NotStartedError(f"the agent is not ready after {_START_S:g} s: {service.tail()}") from None
+        raise NotStartedError(
+            f"the agent is not ready after {_START_S:g} s: {service.tail()}"
+        ) from None
     return time.perf_counter()
 
 

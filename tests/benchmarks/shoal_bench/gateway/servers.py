@@ -105,11 +105,7 @@ def peers(environments: Path) -> list[Peer]:
     runtime = ("onnxruntime==1.32.0", "orjson==3.13.0", "uvloop==0.23.0", "httptools==0.9.0")
     return [
         Peer("KServe", "kserve", ("kserve==0.21.0", *runtime), environments),
-        Peer(
-            "MLServer", "mlserver", ("mlserver==1.7.1", *runtime), environments, False
-        ),
-        Peer(
-            "LitServe", "litserve", ("litserve==0.2.19", *runtime), environments
-        ),
+        Peer("MLServer", "mlserver", ("mlserver==1.7.1", *runtime), environments, False),
+        Peer("LitServe", "litserve", ("litserve==0.2.19", *runtime), environments),
         Peer("Ray Serve", "ray", ("ray[serve]==2.60.0", *runtime), environments),
     ]

@@ -52,9 +52,7 @@ def decode(body: bytes, header_length: int | None) -> tuple[dict[str, np.ndarray
     return inputs, bool(request.get("parameters", {}).get("binary_data_output"))
 
 
-def encode(
-    model: str, arrays: dict[str, np.ndarray], *, binary: bool
-) -> tuple[bytes, int | None]:
+def encode(model: str, arrays: dict[str, np.ndarray], *, binary: bool) -> tuple[bytes, int | None]:
     """The answer's body, with the length of its header if it is binary."""
     outputs: list[dict[str, Any]] = []
     blobs = []

@@ -21,16 +21,14 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
 )
 
-import ray  # noqa: E402
-from ray import serve  # noqa: E402
-from ray.serve.schema import LoggingConfig  # noqa: E402
-from starlette.requests import Request  # noqa: E402
-from starlette.responses import Response  # noqa: E402
+import ray
+from ray import serve
+from ray.serve.schema import LoggingConfig
+from starlette.requests import Request
+from starlette.responses import Response
 
 
-@serve.deployment(
-    num_replicas=1, ray_actor_options={"num_cpus": 0.5}, max_ongoing_requests=64
-)
+@serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0.5}, max_ongoing_requests=64)
 class OnnxDeployment:
     def __init__(self, name: str, path: str) -> None:
         from oip import OnnxModel
@@ -59,9 +57,7 @@ def main() -> None:
         runtime_env={"env_vars": {"PYTHONPATH": here}},
     )
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    serve.start(
-        http_options={"host": "127.0.0.1", "port": int(sys.argv[1])}, logging_config=quiet
-    )
+    serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])}, logging_config=quiet)
     for argument in sys.argv[2:]:
         name, path = argument.split("=", 1)
         application = OnnxDeployment.options(logging_config=quiet).bind(name, path)

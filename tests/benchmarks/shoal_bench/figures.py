@@ -94,6 +94,18 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
+def describe_machine() -> str:
+    """The machine in words."""
+    model = platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    return f"{os.cpu_count()} cores of {model}, Python {platform.python_version()}"
+
+
 @dataclass(slots=True)
 class Result:
     """All that one benchmark found."""
@@ -104,19 +116,7 @@ class Result:
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     taken: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
-    machine: str = field(default_factory=lambda: machine())
-
-
-def machine() -> str:
-    """The machine in words."""
-    model = platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    return f"{os.cpu_count()} cores of {model}, Python {platform.python_version()}"
+    machine: str = field(default_factory=describe_machine)
 
 
 def number(value: float | None) -> str:

@@ -31,8 +31,7 @@ def section(result: Result) -> str:
     if result.quick:
         parts[0] += " A quick run: too short to rely on."
     parts.append(markdown_table(figures_table(result.figures)))
-    for table in result.tables:
-        parts.append(f"**{table.title}**\n\n{markdown_table(table)}")
+    parts.extend(f"**{table.title}**\n\n{markdown_table(table)}" for table in result.tables)
     if result.notes:
         parts.append("\n".join(f"- {note}" for note in result.notes))
     return "\n\n".join(parts)

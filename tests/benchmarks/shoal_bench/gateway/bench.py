@@ -225,13 +225,15 @@ def _notes(plan: Plan, versions: Sequence[str], rounds: int) -> list[str]:
         "other in a changing order. Ratios are those within a round.",
         f"Compared: {', '.join(versions)}. All serve the same ONNX files with the same version "
         "and session options of ONNX Runtime (threads for every core, no spinning), one worker, "
-        "without access logs, on the cores that the client uses too. LitServe and Ray Serve have a small handler that reads and writes the same "
-        "bodies; MLServer speaks no binary tensors over HTTP.",
+        "without access logs, on the cores that the client uses too. LitServe and Ray Serve have "
+        "a small handler that reads and writes the same bodies; MLServer speaks no binary tensors "
+        "over HTTP.",
         "The client is one process with keep-alive connections in a closed loop. Eight different "
         "bodies take turns; answers given during the measurement must equal ONNX Runtime's within "
         "1e-5.",
         "Shoal's requests go over HTTP to the control plane, over the MQTT broker to an agent in "
         "a process of its own, and back the same way. 'Shoal' is `shoal serve` with its embedded "
-        "broker. Its agent batches what waits together; the peers have no batching or were faster "
-        "without.",
+        "broker. Its agent batches what waits together. MLServer's and LitServe's own batching "
+        "are off: tried with the small model, they made both slower at one client and neither "
+        "clearly faster at 16.",
     ]

@@ -70,7 +70,7 @@ def draw(
     gateways: int = 1,
     fleet: Sequence[float] = FLEET_MS,
 ) -> Scenario:
-    """Poisson arrivals at `load` times the fleet's nominal capacity, that is without slow phases."""
+    """Poisson arrivals at `load` times the nominal capacity, that is without slow phases."""
 
     def generator(stream: _Stream) -> np.random.Generator:
         return np.random.default_rng([seed, stream])

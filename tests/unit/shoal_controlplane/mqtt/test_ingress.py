@@ -76,7 +76,6 @@ BAD_PROFILES = [
         {"knee": 0},
         {"intercept_ms": -1.0},
         {"slope_ms": -0.1},
-        {"intercept_ms": 0.0, "slope_ms": 0.0},
         {"samples": ((0, 1.0),)},
         {"samples": ((1, -1.0),)},
     )

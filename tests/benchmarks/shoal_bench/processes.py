@@ -82,4 +82,5 @@ class Service:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
+        psutil.wait_procs(alive, timeout=_STOP_S)
         self._output.close()

@@ -40,7 +40,7 @@ async def subscribed(log: EventLog) -> None:
     for _ in range(1000):
         if log._subscriptions:
             return
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.005)
     raise AssertionError("nobody subscribed")
 
 

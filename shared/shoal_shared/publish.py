@@ -74,7 +74,25 @@ def user_property(name: str, value: str) -> bytes:
     return b"\x26" + _string(name.encode()) + _string(value.encode())
 
 
-def decode_publish(flags: int, packet: bytes | bytearray) -> Message:
+def encode_publish(topic: str, payload: bytes, properties: PublishProperties) -> bytes:
+    """A whole PUBLISH packet of QoS 0, not retained. `topic` must be valid."""
+    head = _string(topic.encode()) + properties.pack()
+    return b"\x30" + _encode_varint(len(head) + len(payload)) + head + payload
+
+
+def first_publish(data: memoryview) -> tuple[int, int] | None:
+    """Where a whole PUBLISH of QoS 0 at the start of `data` goes on after its length, and where
+    it ends; None if there is something else, or not all of it."""
+    if len(data) < 2 or data[0] & 0xF6 != 0x30:
+        return None
+    try:
+        size, at = _decode_varint(data, 1)
+    except (IndexError, ValueError):
+        return None
+    return (at, at + size) if at + size <= len(data) else None
+
+
+def decode_publish(flags: int, packet: bytes | bytearray | memoryview) -> Message:
     """Decode a PUBLISH of QoS 0 from its flags and all that follows its length.
 
     Raises `ValueError` for a malformed packet.

@@ -37,6 +37,7 @@ _MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 _STABLE_S = 10.0
 _TICK_S = 1.0
 _STOP_S = 2.0
+_READ_BURST = 64
 _SETTLE_S = 0.5
 _READ_BYTES = 64 * 1024
 _SESSION_TAKEN_OVER = 0x8E
@@ -94,8 +95,11 @@ class MqttLink:
         if self._backlog_bytes and self._backlog_bytes + len(payload) > _MAX_BACKLOG_BYTES:
             log.warning("dropped a message: the broker reads too slowly", extra=fields(topic=topic))
             return False
-        # paho only ever calls `pack()` on the properties.
-        self._client.publish(topic, payload, qos, retain, cast(Any, properties))
+        if properties is not None and qos == 0 and not retain:
+            self._client.publish_now(topic, payload, properties)
+        else:
+            # paho only ever calls `pack()` on the properties.
+            self._client.publish(topic, payload, qos, retain, cast(Any, properties))
         if self._client.want_write():
             # From within a callback of paho, or more than the socket takes.
             self._flush()
@@ -202,9 +206,9 @@ class MqttLink:
     def _read(self) -> None:
         client = self._client
         try:
-            client.loop_read()
-            while client.buffered and client.socket() is not None:
-                client.loop_read()
+            if client.read_burst(_READ_BURST):
+                # Others get a turn; the socket need not be ready for what is buffered.
+                self._loop.call_soon(self._read)
         except Exception as error:
             # paho raises what it does not expect in a packet, and would see it again for ever.
             log.warning("broker sent a packet that cannot be read", extra=fields(error=error))

@@ -151,8 +151,11 @@ class MqttLink:
         if self._backlog_bytes and self._backlog_bytes + len(payload) > _MAX_BACKLOG_BYTES:
             log.warning("dropped a message: the broker reads too slowly", topic=topic)
             return False
-        # paho only ever calls `pack()` on the properties.
-        self._client.publish(topic, payload, qos, retain, properties)  # type: ignore[arg-type]
+        if properties is not None and qos == 0 and not retain:
+            self._client.publish_now(topic, payload, properties)
+        else:
+            # paho only ever calls `pack()` on the properties.
+            self._client.publish(topic, payload, qos, retain, properties)  # type: ignore[arg-type]
         if self._client.want_write():
             # From within a callback of paho, or more than the socket takes.
             self._flush()
@@ -239,11 +242,7 @@ class MqttLink:
     def _read(self) -> None:
         client = self._client
         try:
-            for _ in range(_READ_BURST):
-                client.loop_read()
-                if not client.buffered or client.socket() is None:
-                    break
-            else:
+            if client.read_burst(_READ_BURST):
                 # Others get a turn; the socket need not be ready for what is buffered.
                 self._loop.call_soon(self._read)
         except Exception:

@@ -16,6 +16,8 @@ from shoal_shared.publish import (
     PublishProperties,
     correlation_data,
     decode_publish,
+    encode_publish,
+    first_publish,
     message_expiry,
     response_topic,
     user_property,
@@ -169,3 +171,28 @@ def test_a_damaged_packet_raises_nothing_but_value_errors(data: st.DataObject) -
         decode_publish(0, raw)
     except ValueError:
         pass
+
+
+@given(TOPIC, st.binary(max_size=400), st.binary(max_size=8), st.binary(max_size=8))
+def test_a_whole_packet_is_found_at_the_start(
+    topic: str, payload: bytes, key: bytes, behind: bytes
+) -> None:
+    whole = encode_publish(topic, payload, PublishProperties(correlation_data(key)))
+    span = first_publish(memoryview(whole + behind))
+    assert span is not None
+    assert span[1] == len(whole)
+    message = decode_publish(whole[0] & 0x0F, memoryview(whole)[span[0] :])
+    assert message == Message(topic, payload, correlation=key)
+    for cut in range(len(whole)):
+        assert first_publish(memoryview(whole)[:cut]) is None
+
+
+@pytest.mark.parametrize("start", [0x20, 0x32, 0x34, 0x40, 0x90, 0xD0])
+def test_other_packets_are_left_to_the_library(start: int) -> None:
+    assert first_publish(memoryview(bytes([start, 2, 0, 0]))) is None
+
+
+@given(st.binary(max_size=40))
+def test_noise_is_no_packet_or_one_within_the_noise(noise: bytes) -> None:
+    span = first_publish(memoryview(noise))
+    assert span is None or 2 <= span[0] <= span[1] <= len(noise)

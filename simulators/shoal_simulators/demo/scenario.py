@@ -9,12 +9,14 @@ the answers. Exit status 0 only if they are right.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shoal_simulators.demo.assets import AssetError, default_cache
 from shoal_simulators.demo.models import (
@@ -97,20 +99,30 @@ class Scenario:
 
     def _wait_for_devices(self, count: int, timeout_s: float = 60.0) -> None:
         deadline = time.monotonic() + timeout_s
-        while self._do("device", "list", "-o", "json").count('"online"') < count:
+        while True:
+            devices = self._read("device", "list", "--state", "online")
+            if len(devices) >= count:
+                return
             if time.monotonic() > deadline:
-                raise ScenarioError(f"fewer than {count} devices came online in {timeout_s:.0f} s")
+                raise ScenarioError(
+                    f"{len(devices)} of {count} devices came online in {timeout_s:.0f} s"
+                )
             time.sleep(0.2)
 
-    def _wait_until_ready(self, deployment: str, timeout_s: float = 120.0) -> None:
+    def _wait_until_ready(self, name: str, timeout_s: float = 120.0) -> None:
         deadline = time.monotonic() + timeout_s
         while True:
-            shown = self._do("deployment", "show", deployment, "-o", "json")
-            if '"state": "ready"' in shown:
+            deployment = self._read("deployment", "show", name)
+            if deployment["state"] == "ready":
                 return
-            if '"state": "failed"' in shown or time.monotonic() > deadline:
-                raise ScenarioError(f"deployment {deployment} is not ready: {shown}")
+            if deployment["state"] == "failed" or time.monotonic() > deadline:
+                raise ScenarioError(
+                    f"deployment {name} is {deployment['state']}: {deployment['reason']}"
+                )
             time.sleep(0.2)
+
+    def _read(self, *arguments: str) -> Any:
+        return json.loads(self._do(*arguments, "-o", "json"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

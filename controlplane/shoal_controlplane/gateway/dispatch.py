@@ -34,6 +34,9 @@ from shoal_shared.topics import DeviceTopic, Topics
 log = structlog.get_logger("gateway")
 
 MAX_ATTEMPTS = 3
+MAX_RESENDS = 4
+"""A message of QoS 0 may be lost with a session; with pauses that double this outlasts most."""
+
 MIN_SILENCE_S = 0.5
 SILENCE_FACTOR = 6.0
 MAX_FIGURE = 2**40
@@ -61,6 +64,7 @@ class Call:
     items: int
     deadline: float
     attempts_left: int
+    resends_left: int
     answer: asyncio.Future[tuple[InferReply, Ticket]]
     waiting: dict[bytes, Ticket] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
@@ -110,7 +114,8 @@ class Dispatcher:
         """
         loop = asyncio.get_running_loop()
         attempts = MAX_ATTEMPTS if idempotent else 1
-        call = Call(request, replicas, items, deadline, attempts, loop.create_future())
+        resends = MAX_RESENDS if idempotent else 0
+        call = Call(request, replicas, items, deadline, attempts, resends, loop.create_future())
         try:
             self._attempt(call)
             return await call.answer
@@ -126,8 +131,11 @@ class Dispatcher:
                 self._router.failed(ticket, self._clock())
                 self._failed(call, f"device {device} went offline", GatewayStatus.INTERNAL)
 
-    def _attempt(self, call: Call) -> None:
-        """Send to the best device that was not tried, or end the call."""
+    def _attempt(self, call: Call, *, all_silent: bool = False) -> None:
+        """Send to the best device that was not tried, or end the call.
+
+        If all were tried and stay silent, the best of them is asked once more.
+        """
         if call.answer.done():
             return
         now = self._clock()
@@ -140,9 +148,13 @@ class Dispatcher:
             ticket = self._router.pick(
                 call.model, call.replicas(), call.items, now, exclude=call.tried
             )
+        if ticket is None and all_silent and call.resends_left > 0:
+            call.resends_left -= 1
+            ticket = self._router.pick(call.model, call.replicas(), call.items, now)
         if ticket is None:
             if call.waiting:
-                self._set_timer(call, remaining)
+                pause = MIN_SILENCE_S * 2 ** (MAX_RESENDS - call.resends_left)
+                self._set_timer(call, min(remaining, pause) if call.resends_left else remaining)
             elif call.last_error:
                 passing = call.last_status is not GatewayStatus.INTERNAL
                 self._fail(call, call.last_status, call.last_error, 1.0 if passing else None)
@@ -166,15 +178,16 @@ class Dispatcher:
             )
             return
         call.tried.add(ticket.device)
-        call.attempts_left -= 1
+        call.attempts_left = max(0, call.attempts_left - 1)
         if not self._send(call, ticket, remaining):
             self._router.released(ticket, now)
             self._fail(
                 call, GatewayStatus.UNAVAILABLE, "the broker cannot be reached", retry_after_s=1.0
             )
             return
-        patience = _patience_s(ticket) if call.attempts_left else remaining
-        self._set_timer(call, min(remaining, patience))
+        patience = _patience_s(ticket) * 2 ** (MAX_RESENDS - call.resends_left)
+        again = call.attempts_left > 0 or call.resends_left > 0
+        self._set_timer(call, min(remaining, patience) if again else remaining)
 
     def _send(self, call: Call, ticket: Ticket, remaining: float) -> bool:
         call.request.parameters = {"timeout": int(remaining * 1e6)}
@@ -255,7 +268,7 @@ class Dispatcher:
         if now >= call.deadline - _TICK_S:
             self._fail(call, GatewayStatus.DEADLINE, "the deadline passed before an answer came")
         else:
-            self._attempt(call)
+            self._attempt(call, all_silent=True)
 
     def _set_timer(self, call: Call, seconds: float) -> None:
         if call.timer is not None:

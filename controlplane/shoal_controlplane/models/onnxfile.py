@@ -45,6 +45,9 @@ def read_onnx(path: Path) -> Findings:
     try:
         # The checker reads the file again rather than yet another copy in memory.
         onnx.checker.check_model(str(path))
+    except UnicodeDecodeError:
+        # The checker quotes the name that it objects to, whatever its bytes are.
+        raise InvalidError("The ONNX model holds names that are not UTF-8.") from None
     except onnx.checker.ValidationError as error:
         raise InvalidError(f"The ONNX model is not valid: {_first_line(error)}") from None
     graph = model.graph

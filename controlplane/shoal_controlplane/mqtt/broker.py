@@ -8,8 +8,12 @@ import socket
 import tempfile
 from pathlib import Path
 
+import structlog
 from iotcore import Broker
 
+log = structlog.get_logger("mqtt")
+
+WATCH_S = 0.5
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
 
 # Segments bound the broker's memory per topic: it keeps a log of what passed.
@@ -56,6 +60,7 @@ class EmbeddedBroker:
         config = Path(self._folder.name) / "broker.toml"
         config.write_text(_CONFIG.format(host=host, port=self.port, max_payload=MAX_PAYLOAD_BYTES))
         self._broker = Broker(config_path=str(config))
+        self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start and wait until it listens. Raises `BrokerError` if the port is taken."""
@@ -66,10 +71,30 @@ class EmbeddedBroker:
                 f"the embedded broker cannot listen on {self.host}:{self.port} ({error}): stop "
                 "what uses the port or choose another with --mqtt-port"
             ) from None
+        self._watch = asyncio.create_task(self._keep_alive())
 
     async def stop(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
         await asyncio.to_thread(self._broker.stop)
         self._folder.cleanup()
+
+    async def _keep_alive(self) -> None:
+        """Start the broker anew when its process has died; links reconnect by themselves."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if self._broker.is_running:
+                continue
+            log.error("the embedded broker died and is started anew", port=self.port)
+            try:
+                await asyncio.to_thread(self._restart)
+            except (OSError, RuntimeError) as error:
+                log.error("the embedded broker does not start", error=str(error))
+
+    def _restart(self) -> None:
+        self._broker.stop()
+        self._broker.start()
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -127,7 +127,7 @@ def number(value: float | None) -> str:
         return f"{value:,.0f}"
     if abs(value) >= 10:
         return f"{value:.1f}"
-    return f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
+    return f"{value:.3g}" if abs(value) < 0.9995 else f"{value:.2f}"
 
 
 def figures_table(figures: Sequence[Figure]) -> Table:

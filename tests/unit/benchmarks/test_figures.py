@@ -48,7 +48,14 @@ def test_runs_must_match(runs: list[float], peer_runs: list[float]) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "-"), (12345.6, "12,346"), (12.34, "12.3"), (1.234, "1.23"), (0.01234, "0.0123")],
+    [
+        (None, "-"),
+        (0.9996, "1.00"),
+        (12345.6, "12,346"),
+        (12.34, "12.3"),
+        (1.234, "1.23"),
+        (0.01234, "0.0123"),
+    ],
 )
 def test_number(value: float | None, text: str) -> None:
     assert number(value) == text

@@ -24,7 +24,7 @@ from shoal_bench.processes import NotStartedError
 CLIENTS = (1, 16)
 SHOAL, ON_MOSQUITTO, RAY = "Shoal", "Shoal on Mosquitto", "Ray Serve"
 BUILD = Path(__file__).resolve().parents[4] / "build"
-ADDED_MS = 0.8
+ADDED_MS, BEST_PEER, RAY_SERVE = 0.8, 1.5, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,31 +147,38 @@ def add_findings(
                 for name in names
             }
             found = {name: runs for name, runs in found.items() if len(runs) == len(rounds) > 0}
-            if SHOAL in found and found.keys() - {SHOAL, ON_MOSQUITTO}:
-                result.figures += _rates(workload, clients, found)
+            for own in (name for name in (SHOAL, ON_MOSQUITTO) if name in found):
+                result.figures += _figures(workload, clients, own, found, bare)
             result.tables.append(_table(f"{workload.name}, {clients} client(s)", found))
-            if workload.model == SMALL and clients == 1 and SHOAL in found:
-                result.figures.append(_added(workload, found, bare[workload.model]))
     columns = ("model", "p50 ms")
     rows = tuple((name, number(statistics.median(times))) for name, times in bare.items() if times)
     result.tables.append(Table("A bare ONNX Runtime call", columns, rows))
 
 
-def _rates(
-    workload: Workload, clients: int, found: Mapping[str, Sequence[Measured]]
+def _figures(
+    workload: Workload,
+    clients: int,
+    own: str,
+    found: Mapping[str, Sequence[Measured]],
+    bare: Mapping[str, Sequence[float]],
 ) -> list[Figure]:
+    """Shoal's rate, on the broker that `own` names, beside the best peer's and Ray Serve's, and
+    what it adds to a bare call."""
+    name = f"{workload.name}, {clients} client(s)"
+    if own == ON_MOSQUITTO:
+        name += ", on Mosquitto"
+    peers_ = [name for name in found if name not in (SHOAL, ON_MOSQUITTO)]
     rates = {name: [run.per_second for run in runs] for name, runs in found.items()}
-    others = [name for name in rates if name not in (SHOAL, ON_MOSQUITTO)]
-    best = max(others, key=lambda name: statistics.median(rates[name]))
-    small = workload.model == SMALL and clients == max(CLIENTS)
-    against = [(best, Target(1.5, at_least=True) if small else None)]
-    if small and RAY in rates:
-        against.append((RAY, Target(5.0, at_least=True)))
-    return [
+    best = max(peers_, key=lambda name: statistics.median(rates[name]), default=None)
+    goal = workload.model == SMALL and clients == max(CLIENTS)
+    against = [(best, Target(BEST_PEER, at_least=True) if goal else None)] if best else []
+    if goal and RAY in rates:
+        against.append((RAY, Target(RAY_SERVE, at_least=True)))
+    figures = [
         figure(
-            f"{workload.name}, {clients} client(s)",
+            name,
             "/s",
-            rates[SHOAL],
+            rates[own],
             peer=peer,
             peer_runs=rates[peer],
             more_is_better=True,
@@ -179,25 +186,23 @@ def _rates(
         )
         for peer, target in against
     ]
-
-
-def _added(
-    workload: Workload, found: Mapping[str, Sequence[Measured]], bare: Sequence[float]
-) -> Figure:
-    added = {
-        name: [run.p50_ms - base for run, base in zip(runs, bare, strict=True)]
-        for name, runs in found.items()
-    }
-    others = [name for name in added if name not in (SHOAL, ON_MOSQUITTO)]
-    best = min(others, key=lambda name: statistics.median(added[name])) if others else None
-    return figure(
-        f"p50 added to a bare call, {workload.name}, 1 client",
-        "ms",
-        added[SHOAL],
-        peer=best,
-        peer_runs=added[best] if best else (),
-        target=Target(ADDED_MS, of_ratio=False),
-    )
+    if workload.model == SMALL and clients == 1:
+        added = {
+            name: [run.p50_ms - base for run, base in zip(runs, bare[SMALL], strict=True)]
+            for name, runs in found.items()
+        }
+        best = min(peers_, key=lambda name: statistics.median(added[name]), default=None)
+        figures.append(
+            figure(
+                f"p50 added to a bare call, {name}",
+                "ms",
+                added[own],
+                peer=best,
+                peer_runs=added[best] if best else (),
+                target=Target(ADDED_MS, of_ratio=False),
+            )
+        )
+    return figures
 
 
 def _table(title: str, found: Mapping[str, Sequence[Measured]]) -> Table:

@@ -116,7 +116,7 @@ class _Cell:
 
 
 def run(*, quick: bool = False, say: Callable[[str], None] = print) -> Result:
-    """Simulate everything: about three minutes on two idle cores, half a minute if `quick`."""
+    """Simulate everything: about four minutes on two idle cores, half a minute if `quick`."""
     seeds, requests = (3, 10_000) if quick else (10, 30_000)
     cells = [_Cell(load) for load in LOADS]
     cells += [_Cell(load, gateways=GATEWAYS) for load in LOADS]

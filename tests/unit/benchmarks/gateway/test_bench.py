@@ -38,9 +38,11 @@ def test_best_peer_and_ray_are_compared() -> None:
     # MLServer speaks no binary, so the next best counts.
     assert found["small, binary, 16 client(s)", "KServe"].met is True
     assert found["small, JSON, 16 client(s)", "Ray Serve"].ratio == 10
-    added = found["p50 added to a bare call, small, JSON, 1 client", "MLServer"]
+    added = found["p50 added to a bare call, small, JSON, 1 client(s)", "MLServer"]
     assert added.value == pytest.approx(1.0 - 0.1)
     assert added.met is False
+    mosquitto = found["small, JSON, 16 client(s), on Mosquitto", "MLServer"]
+    assert (mosquitto.ratio, mosquitto.met) == (6.25, True)
 
 
 def test_a_server_that_failed_in_a_round_does_not_count_there() -> None:

@@ -95,6 +95,7 @@ class DeploymentController:
         self._placed: dict[str, Placed] = {}
         self._states: dict[str, DeploymentState] | None = None
         self._served: list[ServedModel] = []
+        self._asked: dict[tuple[str, ModelKey], int] = {}
         self._serving: dict[ModelKey, frozenset[str]] = {}
         self._woken = asyncio.Event()
         self._stepped = asyncio.Condition()
@@ -244,7 +245,9 @@ class DeploymentController:
                 self._known[key] = await self._models.get(*key)
 
     def _serve(self) -> None:
-        served = served_models(self._fleet, self._store.deployments.values(), self._known)
+        served = served_models(
+            self._fleet, self._store.deployments.values(), self._known, self._asked
+        )
         if served != self._served:
             self._table.publish(served)
             self._served = served
@@ -286,10 +289,17 @@ class DeploymentController:
             and d.name not in changed
             and self.summary(d).state is DeploymentState.READY
         ]
+        for device, goal in goals.items():
+            before, after = _keys(store.goals.get(device)), _keys(goal)
+            self._asked.update(((device, key), goal.goal) for key in after - before)
+            for key in before - after:
+                self._asked.pop((device, key), None)
         if changed or goals or gone or completed:
             await store.commit(changed, goals, gone, completed)
         for device, goal in goals.items():
             self._goals.set(device, goal)
+        if goals:
+            self._serve()
 
     def _next_goals(self, assignment: dict[str, frozenset[str]]) -> dict[str, Desired]:
         wanted = models_by_device(self._store.deployments.values(), assignment, self._known)
@@ -316,6 +326,10 @@ class DeploymentController:
                 data = {"ready": summary.ready, "wanted": summary.wanted}
                 self._events.append(kind, deployment.name, message, data)
         self._states = states
+
+
+def _keys(goal: Desired | None) -> set[ModelKey]:
+    return {(m.model, m.version) for m in goal.models} if goal is not None else set()
 
 
 def _same_for_placement(before: Device, after: Device) -> bool:

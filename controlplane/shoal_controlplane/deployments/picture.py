@@ -76,9 +76,14 @@ def served_models(
     devices: Iterable[Device],
     deployments: Iterable[Deployment],
     models: Mapping[ModelKey, ModelVersion],
+    asked: Mapping[tuple[str, ModelKey], int],
 ) -> list[ServedModel]:
     """What the gateway serves: models of deployments, and versions of them that were replaced
-    but still run, with the devices that are online, open and ready with the right artifact."""
+    but still run, with the devices that are online, open and ready with the right artifact.
+
+    `asked` holds the number of the goal with which a device was last asked for a model: what it
+    reported before that may be about to be unloaded.
+    """
     deployed = {d.key for d in deployments}
     names = {model for model, _ in deployed}
     replicas: dict[ModelKey, list[Replica]] = {}
@@ -93,6 +98,7 @@ def served_models(
                 and report.model in names
                 and model is not None
                 and report.digest == model.digest
+                and device.goal_seen >= asked.get((device.id, key), 0)
             ):
                 replica = Replica(device.id, report.profile or UNMEASURED)
                 replicas.setdefault(key, []).append(replica)

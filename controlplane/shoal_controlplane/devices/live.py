@@ -67,6 +67,11 @@ class Device:
         return self.reported.models if self.reported is not None else ()
 
     @property
+    def goal_seen(self) -> int:
+        """Number of the goal that the device last reported on."""
+        return self.reported.goal if self.reported is not None else 0
+
+    @property
     def live_replicas(self) -> tuple[ReplicaReport, ...]:
         """What the device runs now: nothing while it is offline or has only just booted."""
         if not self.online or self.reported is None or self.reported.boot_id != self.boot_id:

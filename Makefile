@@ -6,13 +6,14 @@
 
 PYTHON ?= python3
 OLDEST ?= python3.10
+NEWEST ?= python3.13
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 BENCH ?=
 TESTS ?= tests
 
-.PHONY: demo test check bench setup setup-dev test-oldest clean
+.PHONY: demo test check bench setup setup-dev test-oldest test-newest clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -27,6 +28,12 @@ test-oldest:
 	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,tflite]' \
 	  hypothesis onnx pytest pytest-asyncio pytest-timeout
 	@.venv-oldest/bin/pytest -q -p no:cacheprovider tests/unit/shoal_agent tests/unit/shoal_shared
+
+# The control plane runs on 3.11, as the demo does, and on the newest.
+test-newest:
+	@test -x .venv-newest/bin/python || $(NEWEST) -m venv .venv-newest
+	@.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@.venv-newest/bin/pytest -q -n 2 -p no:cacheprovider tests/unit
 
 check: setup-dev
 	$(BIN)/ruff check .
@@ -57,4 +64,4 @@ $(VENV)/.setup-dev: $(VENV)/.setup
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -11,6 +13,9 @@ from sqlalchemy import Engine, event
 from sqlmodel import Session, create_engine
 
 T = TypeVar("T")
+
+_BUSY_S = 5.0
+"""How long a statement waits for another process before it fails."""
 
 
 class Database:
@@ -49,10 +54,28 @@ def open_engine(url: str) -> Engine:
         @event.listens_for(engine, "connect")
         def configure(connection: Any, _record: Any) -> None:
             cursor = connection.cursor()
+            cursor.execute(f"PRAGMA busy_timeout={int(_BUSY_S * 1000)}")
+            _switch_to_wal(cursor)
             # Writes are rare and small, so a power cut may cost nothing: FULL.
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-                cursor.execute(f"PRAGMA {pragma}")
-            cursor.execute("PRAGMA busy_timeout=5000")
+            cursor.execute("PRAGMA synchronous=FULL")
+            cursor.execute("PRAGMA foreign_keys=ON")
             cursor.close()
 
     return engine
+
+
+def _switch_to_wal(cursor: sqlite3.Cursor) -> None:
+    """Switch to WAL, which the file remembers.
+
+    Where another process is switching at this moment, SQLite fails at once whatever the busy
+    timeout says, so this waits itself.
+    """
+    deadline = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)

@@ -6,7 +6,6 @@ import random
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -25,7 +24,7 @@ from shoal_controlplane.deployments.service import DeploymentService
 from shoal_controlplane.deployments.store import DeploymentStore
 from shoal_controlplane.devices.changes import announce
 from shoal_controlplane.devices.keeper import FleetKeeper
-from shoal_controlplane.devices.live import Device, LiveFleet
+from shoal_controlplane.devices.live import Device, Listener, LiveFleet
 from shoal_controlplane.devices.routes import device_routes
 from shoal_controlplane.devices.service import DeviceService
 from shoal_controlplane.events.log import EventLog
@@ -152,7 +151,7 @@ def build(
     return ControlPlane(app, gateway, events, keeper, controller, publisher, ingress)
 
 
-def _route_presence(dispatcher: Dispatcher, router: Router) -> Any:
+def _route_presence(dispatcher: Dispatcher, router: Router) -> Listener:
     """What the gateway must know at once: who left, and who is back with a clean slate."""
 
     def listener(before: Device | None, after: Device | None) -> None:

@@ -73,7 +73,13 @@ class Server:
         listener = _listen(config.host, config.port)
         stack.callback(listener.close)
         self.port = listener.getsockname()[1]
-        config.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            config.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ServerError(
+                f"the data folder {config.folder} cannot be used ({error.strerror}): name another "
+                "with --data-dir"
+            ) from None
         database = Database(config.database_url)
         stack.callback(database.close)
         await asyncio.to_thread(migrate, database.engine)

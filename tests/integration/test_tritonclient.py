@@ -194,8 +194,6 @@ def test_large_tensor(endpoint: Any, ask: Ask) -> None:
 def test_http_compression(
     endpoint: Any, ask: Ask, request_: str | None, response: str | None, binary: bool
 ) -> None:
-    if request_ and ask is http_aio and not hasattr(triton_http_aio, "gzip"):
-        pytest.skip("this release of tritonclient forgot to import what packs aio requests")
     array = np.arange(30_000, dtype=np.float32).reshape(3, -1)
     result = ask(
         endpoint,

@@ -74,6 +74,7 @@ class ComputeThread:
             try:
                 done(result)
             except Exception:
+                # The results behind it are still to be handed over.
                 logger.exception("Handling a result of %s failed", self._name)
 
 

@@ -93,7 +93,7 @@ async def _with_fleet(server: Server, settings: ServerConfig, fleet: str, once: 
                 if name == "demo":
                     if once or demo.returncode:
                         return demo.returncode or 0
-                    print(_INVITATION.format(url=server.url), flush=True)
+                    print(_INVITATION.format(url=server.url, shoal=sys.argv[0]), flush=True)
                 elif name == "fleet":
                     return devices.returncode or 1
                 else:
@@ -113,4 +113,4 @@ Running until Ctrl-C.
   dashboard  {url}/
   API        {url}/docs
   metrics    {url}/metrics
-Try: .venv/bin/shoal infer efficientnet-lite0 --image YOUR.jpg"""
+Try: {shoal} infer efficientnet-lite0 --image YOUR.jpg"""

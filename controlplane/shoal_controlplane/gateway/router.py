@@ -45,7 +45,6 @@ class Ticket:
     model: str
     items: int
     delay_ms: float
-    predicted_ms: float
     sent_at: float
     probe: bool = False
     open: bool = True
@@ -99,7 +98,7 @@ class Router:
         `now` is monotonic seconds. The ticket counts as in flight until one of `succeeded`,
         `failed` or `released` is called with it. None if every replica is excluded or ejected.
         """
-        best: tuple[float, float, str, _Device, _Work, float] | None = None
+        best: tuple[float, float, str, _Device, _Work] | None = None
         for replica in replicas:
             name = replica.device
             if name in exclude:
@@ -120,17 +119,17 @@ class Router:
             delay = device.round_trip_ms + self._waiting(device, work, items, own, now)
             key = (delay, self._rng.random())
             if best is None or key < best[:2]:
-                best = (*key, name, device, work, own)
+                best = (*key, name, device, work)
         if best is None:
             return None
-        delay, _, name, device, work, own = best
+        delay, _, name, device, work = best
         if not device.in_flight:
             device.head_since = now
         work.items += items
         device.in_flight += 1
         probe = device.ejected_until > 0
         device.probing = device.probing or probe
-        return Ticket(name, model, items, delay, own, now, probe, state=device)
+        return Ticket(name, model, items, delay, now, probe, state=device)
 
     def succeeded(
         self, ticket: Ticket, now: float, queue_depth: int, service_ms: float, batch: int

@@ -10,7 +10,7 @@ from shoal_controlplane.gateway.classification import classify
 from shoal_controlplane.gateway.dispatch import Dispatcher
 from shoal_controlplane.gateway.errors import GatewayError, GatewayStatus
 from shoal_controlplane.gateway.statistics import Statistics
-from shoal_controlplane.gateway.table import ServedModel, ServingTable
+from shoal_controlplane.gateway.table import Replica, ServedModel, ServingTable
 from shoal_shared.clock import Clock
 from shoal_shared.oip import InferReply, InferRequest, OipError, RequestedOutput, Tensor
 from shoal_shared.validation import check_request
@@ -66,8 +66,8 @@ class Gateway:
     ) -> InferReply:
         """Answer a request for a model; outputs come in the order that was asked for.
 
-        The earliest of `timeout_s`, the request's `timeout` parameter (µs) and the default
-        counts. Cancelling the coroutine cancels the request. Raises `GatewayError`.
+        The earlier of `timeout_s` and the request's `timeout` parameter (µs) counts, the default
+        where there is neither. Cancelling the coroutine cancels the request. Raises `GatewayError`.
         """
         started = self._clock()
         model = self.model(name, version)
@@ -77,12 +77,6 @@ class Gateway:
         except OipError as error:
             raise GatewayError(GatewayStatus.INVALID, str(error)) from None
         figures = self.statistics.of(model.name, model.version)
-        if not model.replicas:
-            raise GatewayError(
-                GatewayStatus.UNAVAILABLE,
-                f"no device serves {model.name}:{model.version} now",
-                retry_after_s=1.0,
-            )
         wire = InferRequest(
             request.inputs,
             [RequestedOutput(o.name) for o in request.outputs],
@@ -119,7 +113,7 @@ class Gateway:
         parameters: dict[str, Any] = {"device": ticket.device, "service_us": service_us}
         return InferReply(outputs, model.name, model.version, request.id, parameters)
 
-    def _replicas(self, model: ServedModel) -> tuple[Any, ...]:
+    def _replicas(self, model: ServedModel) -> tuple[Replica, ...]:
         current = self.table.find(model.name, model.version)
         return current.replicas if current is not None else ()
 

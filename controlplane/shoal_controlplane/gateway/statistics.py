@@ -38,7 +38,6 @@ class ModelFigures:
     items: int = 0
     executions: float = 0.0
     last_ms: int = 0
-    retries: int = 0
     by_batch: dict[int, _Total] = field(default_factory=dict)
     histogram: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
 

@@ -132,7 +132,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         Scenario(options.server).run(len(parse_fleet(options.fleet)))
-    except (ScenarioError, SpecError) as error:
+    except SpecError as error:
+        print(f"shoal: {error}", file=sys.stderr)
+        return 2
+    except ScenarioError as error:
         print(f"shoal: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -71,7 +71,7 @@ def test_bodies_differ(workloads: list[Workload]) -> None:
 def test_the_peers_handler_answers_both_encodings(
     workloads: list[Workload], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("orjson")
+    pytest.importorskip("orjson", reason="orjson is not installed: make setup-dev")
     peers = Path(__file__).parents[3] / "benchmarks" / "shoal_bench" / "gateway" / "peers"
     monkeypatch.syspath_prepend(str(peers))
     from oip import OnnxModel

@@ -12,7 +12,7 @@ from shoal_controlplane.errors import InvalidError
 from shoal_controlplane.models.tflitefile import read_tflite
 from shoal_shared.signature import ModelSignature, TensorSpec
 
-flatbuffers = pytest.importorskip("flatbuffers")
+flatbuffers = pytest.importorskip("flatbuffers", reason="flatbuffers is not installed: make setup")
 schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
 interpreter = pytest.importorskip("ai_edge_litert.interpreter")
 

@@ -77,7 +77,7 @@ class Fleet:
             raise self.error
         reply = InferReply(self._compute(request), parameters={"service_us": 700, "batch": items})
         device = replicas()[0].device
-        return reply, Ticket(device, request.model_name, items, 1.0, 1.0, 0.0)
+        return reply, Ticket(device, request.model_name, items, 1.0, 0.0)
 
     def _compute(self, request: InferRequest) -> list[Tensor]:
         first = request.inputs[0]

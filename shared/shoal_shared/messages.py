@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from shoal_shared.placement import Placement
 from shoal_shared.profiles import Profile
 from shoal_shared.status import Presence, ReplicaState
 
@@ -44,11 +45,19 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Accelerator(msgspec.Struct, frozen=True, kw_only=True):
-    """One accelerator. `memory_bytes` is 0 where it shares the system's memory."""
+    """One accelerator. `memory_bytes` is 0 where it shares the system's memory.
+
+    `kind` is "gpu", "npu" or "dla"; `precisions` are what it computes in, as "fp16", "int8".
+    `compute_capability` is CUDA's, as "8.7"; `transfer_bytes_per_s` from pinned memory of the
+    host. Empty or None where the board cannot say.
+    """
 
     kind: str
     name: str
     memory_bytes: int = 0
+    precisions: tuple[str, ...] = ()
+    compute_capability: str = ""
+    transfer_bytes_per_s: float | None = None
 
 
 class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +70,11 @@ class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Capabilities(Document, frozen=True, kw_only=True):
-    """`…/capabilities`: what the device can do. Memory and disk in bytes."""
+    """`…/capabilities`: what the device can do. Memory and disk in bytes.
+
+    `toolkits` maps drivers and toolkits of the board to their versions, as "cuda" to "12.6";
+    `power_mode` is the board's own name for it, empty where it has none.
+    """
 
     agent_version: str
     board: Board
@@ -70,15 +83,47 @@ class Capabilities(Document, frozen=True, kw_only=True):
     disk_free_bytes: int
     accelerators: tuple[Accelerator, ...] = ()
     runtimes: tuple[RuntimeInfo, ...] = ()
+    toolkits: dict[str, str] = {}
+    power_mode: str = ""
     labels: dict[str, str] = {}
     notes: tuple[str, ...] = ()
+
+
+REFERENCE = "reference"
+"""Name of the variant that every version has: the file that it was pushed with."""
+
+
+class VariantGoal(msgspec.Struct, frozen=True, kw_only=True):
+    """One more file of a version, which computes the same as its reference.
+
+    `target` is what it was compiled for, as a device's `ProviderSet.target`; empty for a file
+    that any board may load.
+    """
+
+    name: str
+    digest: str
+    size: int
+    format: str
+    target: str = ""
+
+
+class GoldenGoal(msgspec.Struct, frozen=True, kw_only=True):
+    """Golden inputs and outputs (see `shoal_shared.golden`), and how far a variant may be off:
+    at most `absolute` + `relative` times the largest magnitude of that output."""
+
+    digest: str
+    size: int
+    absolute: float
+    relative: float
 
 
 class ModelGoal(msgspec.Struct, frozen=True, kw_only=True):
     """One model that a device shall serve.
 
-    `digest` is `sha256:<hex>` of the artifact, `size` its bytes, `format` "onnx" or "tflite";
-    `max_batch` is 1 where requests must not be merged; `options` go to the runtime.
+    `digest` is `sha256:<hex>` of the reference artifact, `size` its bytes, `format` "onnx" or
+    "tflite"; the device may serve any of `variants` in its place. `max_batch` is 1 where requests
+    must not be merged; `options` go to the runtime. With `require_accelerator` the model fails
+    rather than falls back to the CPU.
     """
 
     deployment: str
@@ -89,6 +134,17 @@ class ModelGoal(msgspec.Struct, frozen=True, kw_only=True):
     format: str
     max_batch: int = 1
     options: dict[str, Any] = {}
+    variants: tuple[VariantGoal, ...] = ()
+    golden: GoldenGoal | None = None
+    require_accelerator: bool = False
+
+    @property
+    def files(self) -> tuple[VariantGoal, ...]:
+        """The reference and the variants."""
+        reference = VariantGoal(
+            name=REFERENCE, digest=self.digest, size=self.size, format=self.format
+        )
+        return (reference, *self.variants)
 
 
 class Desired(Document, frozen=True, kw_only=True):
@@ -99,7 +155,14 @@ class Desired(Document, frozen=True, kw_only=True):
 
 
 class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One model on the device. `reason` is one sentence, set when `state` is failed."""
+    """One model on the device. `reason` is one sentence, set when `state` is failed.
+
+    `variant` is the file that serves, `runtime` what runs it, as "onnxruntime 1.32.0 qnn-htp",
+    `golden_error` the largest difference to the golden outputs. `compiled` tells where the
+    board's own code for it comes from: "here", "shared" by another device, or empty for none.
+    `notes` are sentences on a replica that serves, but not as well as it could: why variants
+    were passed over, or why it runs on the CPU.
+    """
 
     deployment: str
     model: str
@@ -110,6 +173,13 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     providers: tuple[str, ...] = ()
     memory_bytes: int = 0
     profile: Profile | None = None
+    variant: str = ""
+    runtime: str = ""
+    placement: Placement | None = None
+    golden_error: float | None = None
+    compiled: str = ""
+    load_s: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 class Reported(Document, frozen=True, kw_only=True):
@@ -125,6 +195,7 @@ class Telemetry(Document, frozen=True, kw_only=True):
 
     `seq` counts up from 0 within a boot; a lower one is late and dropped. `uptime_s` is that of
     the agent. `models` maps "model:version" to (answered, failed, queue depth).
+    `accelerator_memory_used_bytes` is None where accelerators share the system's memory.
     """
 
     seq: int
@@ -137,6 +208,7 @@ class Telemetry(Document, frozen=True, kw_only=True):
     throttled: bool = False
     power_w: float | None = None
     accelerator_load: float | None = None
+    accelerator_memory_used_bytes: int | None = None
     models: dict[str, tuple[int, int, int]] = {}
 
 

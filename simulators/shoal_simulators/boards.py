@@ -46,3 +46,6 @@ class VirtualBoard:
 
     def read(self) -> BoardReading:
         return replace(self._host.read(), temperature_c=None, throttled=False, power_w=None)
+
+    def is_throttled(self) -> bool:
+        return False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from shoal_shared.messages import Accelerator
@@ -11,12 +12,21 @@ from shoal_shared.messages import Board as BoardDescription
 
 @dataclass(frozen=True)
 class BoardFacts:
-    """What a board has; it does not change while the agent runs. Memory in bytes."""
+    """What a board has; it does not change while the agent runs. Memory in bytes.
+
+    `toolkits` maps drivers and toolkits to their versions: "l4t", "jetpack", "cuda", "tensorrt",
+    "cann", "npu-driver", "qnn" and the like. `target` names the chip that code is compiled for,
+    as "nvidia-sm87", "ascend-310b4" or "qualcomm-soc57"; empty where nothing is compiled.
+    `notes` are sentences on what the board has but cannot be used, or could not be read.
+    """
 
     description: BoardDescription
     cores: int
     memory_bytes: int
     accelerators: tuple[Accelerator, ...] = ()
+    toolkits: Mapping[str, str] = field(default_factory=dict)
+    power_mode: str = ""
+    target: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -34,6 +44,7 @@ class BoardReading:
     throttled: bool = False
     power_w: float | None = None
     accelerator_load: float | None = None
+    accelerator_memory_used_bytes: int | None = None
 
 
 class Board(Protocol):
@@ -43,4 +54,8 @@ class Board(Protocol):
     def facts(self) -> BoardFacts: ...
 
     def read(self) -> BoardReading:
-        """Read load and sensors; takes a few milliseconds at most."""
+        """Read load and sensors; takes a few milliseconds at most, so what needs a program such
+        as `npu-smi` is read beside it and handed out as it was last."""
+
+    def is_throttled(self) -> bool:
+        """Whether heat or power slows the board down now; cheap, asked twice a second."""

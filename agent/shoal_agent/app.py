@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from shoal_agent.boards.base import Board
 from shoal_agent.boards.detect import detect
+from shoal_agent.boards.heat import HeatWatch
 from shoal_agent.config import AgentConfig
 from shoal_agent.connectivity.link import MqttLink
 from shoal_agent.connectivity.session import DeviceSession
@@ -26,6 +27,7 @@ from shoal_agent.service.version import agent_version
 from shoal_agent.serving.service import InferenceService
 from shoal_agent.updates.fetch import Artifacts, HttpArtifacts
 from shoal_agent.updates.journal import FileJournal, Journal
+from shoal_agent.updates.records import FileRecords
 from shoal_agent.updates.reports import fit
 from shoal_agent.updates.store import ArtifactStore
 from shoal_shared.clock import Clock
@@ -35,6 +37,7 @@ log = logging.getLogger("agent")
 
 _DISK_CHANGE = 0.10
 _START_PATIENCE_S = 30.0
+_HEAT_INTERVAL_S = 0.5
 
 
 def build_agent(
@@ -54,7 +57,8 @@ def build_agent(
     rng = rng or random.Random()
     identity = Identity(config.device, new_boot_id(rng))
     board = board or detect()
-    registry = registry or RuntimeRegistry.discover()
+    facts = board.facts
+    registry = registry or RuntimeRegistry.discover(facts)
     store = ArtifactStore(config.state_dir / "artifacts", max_bytes=config.max_disk_bytes)
     host, port = config.broker_address
     client_id = f"{config.fleet}:{config.device}"
@@ -64,7 +68,14 @@ def build_agent(
         board,
         registry,
         store,
-        serving=serving or InferenceService(registry, clock=clock),
+        serving=serving
+        or InferenceService(
+            registry,
+            clock=clock,
+            records=FileRecords(config.state_dir / "records.json"),
+            target=facts.target,
+            driver=" ".join(f"{k} {v}" for k, v in sorted(facts.toolkits.items())),
+        ),
         transport=transport or MqttLink(host, port, client_id, rng=rng, clock=clock),
         artifacts=artifacts or HttpArtifacts(config.server, store, rng=rng),
         journal=journal or FileJournal(config.state_dir / "journal.json"),
@@ -119,6 +130,7 @@ class Agent:
         self._reported: Reported | None = None
         self._capabilities: Capabilities | None = None
         self._sequence = 0
+        self._heat = HeatWatch(clock)
 
     def stop(self) -> None:
         """Have `run` end in an orderly way."""
@@ -151,7 +163,12 @@ class Agent:
         await self._reconciler.restore()
         self._changed()
         await self._session.start()
-        loops = (self._reconciler.run(), self._observe(), self._keep_manager_informed())
+        loops = (
+            self._reconciler.run(),
+            self._observe(),
+            self._watch_heat(),
+            self._keep_manager_informed(),
+        )
         tasks = [asyncio.create_task(loop) for loop in loops]
         stopping = asyncio.create_task(self._stop.wait())
         try:
@@ -231,6 +248,21 @@ class Agent:
                     # A sensor that fails must not take down a device that serves.
                     log.exception("telemetry failed")
 
+    async def _watch_heat(self) -> None:
+        """Say at once when the board throttles or no longer does, and measure anew."""
+        while True:
+            await asyncio.sleep(_HEAT_INTERVAL_S)
+            try:
+                step = self._heat.see(self._board.is_throttled())
+                if step.changed and self._session.connected:
+                    self._publish_telemetry(self._store.room())
+                if step.measure:
+                    await self._serving.measure_anew()
+                    self._reconciler.refresh(self._serving.resident())
+            except Exception:
+                # A sensor that fails must not take down a device that serves.
+                log.exception("watching for heat failed")
+
     def _publish_observations(self) -> None:
         free = self._store.room()
         self._publish_telemetry(free)
@@ -249,9 +281,10 @@ class Agent:
                 memory_used_bytes=reading.memory_used_bytes,
                 disk_free_bytes=disk_free,
                 temperature_c=reading.temperature_c,
-                throttled=reading.throttled,
+                throttled=self._heat.throttled,
                 power_w=reading.power_w,
                 accelerator_load=reading.accelerator_load,
+                accelerator_memory_used_bytes=reading.accelerator_memory_used_bytes,
                 models=self._serving.stats(),
             )
         )
@@ -267,6 +300,8 @@ class Agent:
             disk_free_bytes=self._store.room(),
             accelerators=facts.accelerators,
             runtimes=self._registry.infos(),
+            toolkits=dict(facts.toolkits),
+            power_mode=facts.power_mode,
             labels=dict(self._config.labels),
             notes=facts.notes + self._registry.notes(),
         )

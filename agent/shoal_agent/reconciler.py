@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,11 @@ from shoal_agent.connectivity.backoff import pause_top
 from shoal_agent.service.logs import fields
 from shoal_agent.serving.service import Loaded, ServingError
 from shoal_agent.updates.fetch import Artifacts, FetchError
-from shoal_agent.updates.goals import Key, Slot, check_desired, key_of, same_settings
+from shoal_agent.updates.goals import Key, Slot, check_desired, digests_of, key_of, same_settings
 from shoal_agent.updates.journal import Entry, Journal
 from shoal_agent.updates.reports import reports
 from shoal_shared.clock import Clock
-from shoal_shared.messages import Desired, ModelGoal, ReplicaReport
+from shoal_shared.messages import Desired, ModelGoal, ReplicaReport, VariantGoal
 from shoal_shared.status import ReplicaState
 
 log = logging.getLogger("reconciler")
@@ -57,20 +58,20 @@ def plan(wanted: Sequence[ModelGoal], slots: Mapping[Key, Slot], now: float) -> 
     idle = [k for k in slots if not slots[k].busy]
     due = [k for k in goals if k in kept and k in idle and _is_due(slots[k], now)]
     fetch = unload = load = None
-    if not any(s.busy and s.path is None for s in slots.values()):
-        ready_to_fetch = [k for k in due if slots[k].path is None]
+    if not any(s.busy and s.files is None for s in slots.values()):
+        ready_to_fetch = [k for k in due if slots[k].files is None]
         # What is here already comes first: it needs no network, which may be away.
         fetch = min(ready_to_fetch, key=lambda k: not slots[k].local, default=None)
-    if not any(s.busy and s.path is not None for s in slots.values()):
+    if not any(s.busy and s.files is not None for s in slots.values()):
         leaving = (k for k in gone if slots[k].loaded is not None and expendable(k))
         unload = next(leaving, None)
         if unload is None:
-            load = next((k for k in due if slots[k].path is not None), None)
+            load = next((k for k in due if slots[k].files is not None), None)
     later = [s.retry_at for k, s in slots.items() if k in kept and s.retry_at > now]
     return Plan(
         add=tuple(g for k, g in goals.items() if k not in slots),
         drop=tuple(k for k in gone if k in idle and slots[k].loaded is None),
-        cancel=tuple(k for k in gone if slots[k].busy and slots[k].path is None),
+        cancel=tuple(k for k in gone if slots[k].busy and slots[k].files is None),
         fetch=fetch,
         load=load,
         unload=unload,
@@ -85,11 +86,18 @@ def _is_due(slot: Slot, now: float) -> bool:
 class Serving(Protocol):
     """What the reconciler asks of the serving side; see `InferenceService`."""
 
+    def needed_files(self, goal: ModelGoal) -> tuple[VariantGoal, ...]: ...
+
     async def load(
-        self, goal: ModelGoal, path: Path, on_state: Callable[[ReplicaState], None]
+        self,
+        goal: ModelGoal,
+        files: Mapping[str, Path],
+        on_state: Callable[[ReplicaState], None],
     ) -> Loaded: ...
 
     async def unload(self, model: str, version: str) -> None: ...
+
+    async def collect(self, keep: Collection[str]) -> None: ...
 
 
 class Reconciler:
@@ -191,13 +199,14 @@ class Reconciler:
 
     def _needed(self) -> set[str]:
         """Digests of artifacts that are wanted or in use."""
-        return {g.digest for g in self._wanted} | {s.goal.digest for s in self._slots.values()}
+        goals = (*self._wanted, *(slot.goal for slot in self._slots.values()))
+        return set().union(*map(digests_of, goals))
 
     async def _accept(self) -> None:
         desired = self._offered
         if desired is None:
             return
-        needed = {g.digest for g in desired.models}
+        needed: set[str] = set().union(*map(digests_of, desired.models))
         # What only the goal before needed is kept for the way back to it.
         self._previous = tuple(sorted(self._needed() - needed)) or tuple(
             d for d in self._previous if d not in needed
@@ -220,7 +229,7 @@ class Reconciler:
         for key in step.drop:
             del self._slots[key]
         for goal in step.add:
-            self._slots[key_of(goal)] = Slot(goal, self._artifacts.has(goal.digest, goal.size))
+            self._slots[key_of(goal)] = Slot(goal, self._is_local(goal))
         if step.fetch:
             self._begin(step.fetch, self._fetch)
         if step.load:
@@ -251,15 +260,32 @@ class Reconciler:
         goal = slot.goal
         self._advance(slot, ReplicaState.FETCHING)
         try:
-            slot.path = await self._artifacts.obtain(goal.digest, goal.size, self._needed())
-        except FetchError as error:
+            files = {
+                digest: await self._artifacts.obtain(digest, size, self._needed())
+                for digest, size in self._artifacts_of(goal)
+            }
+        except (FetchError, ServingError) as error:
             self._fail(slot, str(error))
+        else:
+            slot.files = files
+
+    def _is_local(self, goal: ModelGoal) -> bool:
+        try:
+            return all(itertools.starmap(self._artifacts.has, self._artifacts_of(goal)))
+        except ServingError:
+            return True  # Fetching has nothing to fetch: it will say what is wrong.
+
+    def _artifacts_of(self, goal: ModelGoal) -> list[tuple[str, int]]:
+        """Digests and sizes of what this device needs of a goal. Raises `ServingError`."""
+        files = [(file.digest, file.size) for file in self._serving.needed_files(goal)]
+        golden = [(goal.golden.digest, goal.golden.size)] if goal.golden else []
+        return files + golden
 
     async def _load(self, slot: Slot) -> None:
-        path = cast(Path, slot.path)
+        files = cast(Mapping[str, Path], slot.files)
         self._advance(slot, ReplicaState.LOADING)
         try:
-            slot.loaded = await self._serving.load(slot.goal, path, partial(self._advance, slot))
+            slot.loaded = await self._serving.load(slot.goal, files, partial(self._advance, slot))
         except ServingError as error:
             self._fail(slot, str(error))
         else:
@@ -290,7 +316,9 @@ class Reconciler:
         settled = all(s.loaded is not None and not s.busy for s in self._slots.values())
         if self._untidy and settled and self._offered is None:
             self._untidy = False
-            await self._artifacts.collect(self._needed() | set(self._previous))
+            keep = self._needed() | set(self._previous)
+            await self._artifacts.collect(keep)
+            await self._serving.collect(keep)
 
     async def _sleep(self, wake_at: float | None) -> None:
         # Not `wait_for`, which before Python 3.12 may lose a cancellation to the event.

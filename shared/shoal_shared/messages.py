@@ -146,6 +146,19 @@ class ModelGoal(msgspec.Struct, frozen=True, kw_only=True):
         )
         return (reference, *self.variants)
 
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """All that a device must act on when it changes."""
+        return (
+            self.digest,
+            self.format,
+            self.max_batch,
+            self.options,
+            self.variants,
+            self.golden,
+            self.require_accelerator,
+        )
+
 
 class Desired(Document, frozen=True, kw_only=True):
     """`…/desired`: the goal state of a device. `goal` only ever grows."""

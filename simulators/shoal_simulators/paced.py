@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shoal_agent.runtimes.base import InferenceRuntime, LoadedModel
+from shoal_agent.runtimes.base import InferenceRuntime, LoadedModel, ProviderSet
 from shoal_agent.runtimes.registry import RuntimeRegistry
 from shoal_shared.clock import Clock
 from shoal_shared.messages import RuntimeInfo
+from shoal_shared.placement import Placement
 from shoal_shared.signature import ModelSignature
 from shoal_shared.tensors import Array
 from shoal_simulators.cost import CostModel
@@ -43,6 +44,10 @@ class PacedModel:
     @property
     def providers(self) -> tuple[str, ...]:
         return self._model.providers
+
+    @property
+    def placement(self) -> Placement:
+        return self._model.placement
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         # Counted before the clock starts: the first count of a shape takes a while.
@@ -79,8 +84,27 @@ class PacedRuntime:
     def info(self) -> RuntimeInfo:
         return self._runtime.info
 
-    def load(self, path: Path, options: Mapping[str, Any]) -> LoadedModel:
-        model = self._runtime.load(path, options)
+    @property
+    def version(self) -> str:
+        return self._runtime.version
+
+    @property
+    def note(self) -> str | None:
+        return self._runtime.note
+
+    def provider_sets(self, options: Mapping[str, Any]) -> tuple[ProviderSet, ...]:
+        """Only the CPU: a virtual board has no accelerator of its own."""
+        return tuple(s for s in self._runtime.provider_sets(options) if not s.accelerated)
+
+    def load(
+        self,
+        path: Path,
+        options: Mapping[str, Any],
+        provider_set: ProviderSet | None = None,
+        compiled: Path | None = None,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> LoadedModel:
+        model = self._runtime.load(path, options, provider_set, compiled, shapes)
         macs: Macs = CostModel(path).macs if "onnx" in self.info.formats else _uncounted
         return PacedModel(model, self._profile, macs, self._clock, self._sleep)
 

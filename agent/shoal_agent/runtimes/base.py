@@ -79,6 +79,14 @@ class InferenceRuntime(Protocol):
     def info(self) -> RuntimeInfo:
         """Name, version, formats and providers that it lists."""
 
+    @property
+    def version(self) -> str:
+        """Names and versions of all that compiles and runs a model, for keys of results."""
+
+    @property
+    def note(self) -> str | None:
+        """One sentence on what the operator must know of it, if there is something."""
+
     def provider_sets(self, options: Mapping[str, Any]) -> tuple[ProviderSet, ...]:
         """Ways to run a model with these options, the most preferred first and the CPU last.
 

@@ -6,21 +6,29 @@ import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
-import os
-from collections.abc import Mapping, Sequence
+import platform
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shoal_agent.boards.base import BoardFacts
 from shoal_agent.runtimes.base import (
     LoadedModel,
+    ProviderSet,
     RuntimeInputError,
     RuntimeLoadError,
     RuntimeRunError,
 )
-from shoal_agent.runtimes.common import sentence, thread_count
+from shoal_agent.runtimes.common import sentence
+from shoal_agent.runtimes.fixed import FixedBatch
+from shoal_agent.runtimes.onnxsession import SessionOpener
+from shoal_agent.runtimes.onnxshape import Dims, checked_static_shapes, fix_shapes, read_dims
+from shoal_agent.runtimes.providers import QNN, board_sets, simulator_note, with_options
 from shoal_shared.messages import RuntimeInfo
+from shoal_shared.placement import Placement
 from shoal_shared.signature import ModelSignature, TensorSpec
 from shoal_shared.tensors import Array
 
@@ -35,6 +43,9 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
 }
 """Packages that bring ONNX Runtime, with the providers that each ships. They overwrite one
 another, so exactly one may be installed."""
+
+PLUGINS = {"onnxruntime-qnn": QNN}
+"""Packages that add a provider to an installed ONNX Runtime, and that provider."""
 
 _DATATYPES = {
     "tensor(bool)": "BOOL",
@@ -53,13 +64,6 @@ _DATATYPES = {
     "tensor(string)": "BYTES",
 }
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
-_FATAL_ONLY = 4
-_OPTIMISATION = {
-    "none": "ORT_DISABLE_ALL",
-    "basic": "ORT_ENABLE_BASIC",
-    "extended": "ORT_ENABLE_EXTENDED",
-    "all": "ORT_ENABLE_ALL",
-}
 
 
 def installed_distributions() -> dict[str, str]:
@@ -73,20 +77,38 @@ def installed_distributions() -> dict[str, str]:
     return found
 
 
-class OnnxRuntime:
-    """Loads ONNX models.
+def installed_plugins() -> dict[str, tuple[str, str]]:
+    """Those of `PLUGINS` that are installed: their provider and version. Imports none of them."""
+    found: dict[str, tuple[str, str]] = {}
+    for name, provider in PLUGINS.items():
+        try:
+            found[name] = (provider, importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
-    Options of a model: `providers`, a list of names or [name, {option: value}] pairs, most
-    preferred first (default: those given here); `intra_op_threads` (see `thread_count`);
-    `spinning` (default false: waiting threads would burn the cores that the event loop and
-    other processes need); `graph_optimization`: none, basic, extended or all (default).
+
+class OnnxRuntime:
+    """Loads ONNX models on the providers of a board.
+
+    Options of a model: `providers`, `provider_options` and `provider_set` (see
+    `providers.with_options`); `static_shapes`, {input: [dimensions]}, for accelerators that need
+    them fixed; `intra_op_threads` (see `thread_count`); `spinning` (default false: waiting
+    threads would burn the cores that the event loop and other processes need);
+    `graph_optimization`: none, basic, extended or all (default).
     """
 
-    def __init__(self, providers: Sequence[Any] = ("CPUExecutionProvider",)) -> None:
-        self._providers = tuple(providers)
+    def __init__(self, facts: BoardFacts | None = None, machine: str = "") -> None:
+        self._machine = machine or platform.machine()
         name, version = next(iter(installed_distributions().items()), ("onnxruntime", "unknown"))
+        self._plugins = installed_plugins()
+        listed = (*(provider for provider, _ in self._plugins.values()), *DISTRIBUTIONS[name])
+        self._sets = board_sets(listed, facts, self._machine)
         self._info = RuntimeInfo(
-            name="onnxruntime", version=version, formats=("onnx",), providers=DISTRIBUTIONS[name]
+            name="onnxruntime", version=version, formats=("onnx",), providers=listed
+        )
+        self._version = " ".join(
+            [f"{name} {version}", *(f"{plugin} {v}" for plugin, (_, v) in self._plugins.items())]
         )
 
     @staticmethod
@@ -98,34 +120,61 @@ class OnnxRuntime:
     def info(self) -> RuntimeInfo:
         return self._info
 
-    def load(self, path: Path, options: Mapping[str, Any]) -> LoadedModel:
+    @property
+    def version(self) -> str:
+        """Versions of all that compiles and runs a model, for the keys of compiled code."""
+        return self._version
+
+    @property
+    def note(self) -> str | None:
+        return simulator_note(self._info.providers, self._machine)
+
+    def provider_sets(self, options: Mapping[str, Any]) -> tuple[ProviderSet, ...]:
+        return with_options(self._sets, self._info.providers, options)
+
+    def load(
+        self,
+        path: Path,
+        options: Mapping[str, Any],
+        provider_set: ProviderSet | None = None,
+        compiled: Path | None = None,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> LoadedModel:
         """Load an ONNX file; blocking. Raises `RuntimeLoadError`."""
+        chosen = provider_set or self.provider_sets(options)[-1]
         try:
-            ort: Any = importlib.import_module("onnxruntime")
+            ort = importlib.import_module("onnxruntime")
         except Exception as error:
-            # Its native library fails in many ways: a missing .so, a wrong numpy.
+            # A native library fails in many ways: a missing .so, a wrong numpy.
             raise RuntimeLoadError(
                 f"ONNX Runtime is installed but cannot be imported: {sentence(error)}"
             ) from error
-        providers = _checked_providers(options.get("providers", self._providers), ort)
-        session_options = _session_options(options, ort)
-        try:
-            session = ort.InferenceSession(
-                os.fspath(path), sess_options=session_options, providers=providers
-            )
-        except Exception as error:
-            # Its exceptions share no base class.
-            raise RuntimeLoadError(
-                f"ONNX Runtime {ort.__version__} cannot load the model: {sentence(error)}"
-            ) from error
-        session.disable_fallback()
-        return _OnnxModel(session, _signature(session), ort.OrtValue)
+        opener = SessionOpener(ort, options, chosen, self._machine)
+        if not chosen.static:
+            session, placement = opener.open(path, compiled)
+            return _OnnxModel(session, _signature(session), ort.OrtValue, placement)
+        dims = read_dims(path)
+        wanted = checked_static_shapes(options) or shapes or {}
+        with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
+            source = path
+            is_free = any(-1 in shape for shape in dims.inputs.values())
+            if is_free and not opener.has_context(compiled):
+                source = Path(folder) / "fixed.onnx"
+                fix_shapes(path, source, wanted)
+            session, placement = opener.open(source, compiled)
+        signature = _signature(session)
+        model = _OnnxModel(session, signature, ort.OrtValue, placement)
+        return FixedBatch(model, freed(signature, dims))
 
 
 class _OnnxModel:
-    def __init__(self, session: Any, signature: ModelSignature, ort_value: Any) -> None:
+    def __init__(
+        self, session: Any, signature: ModelSignature, ort_value: Any, placement: Placement
+    ) -> None:
         self._session: Any = session
         self._signature = signature
+        self._placement = placement
+        self._providers = tuple(session.get_providers())
         self._ort_value = ort_value
         self._outputs = [spec.name for spec in signature.outputs]
         datatypes = {spec.datatype for spec in signature.inputs + signature.outputs}
@@ -138,7 +187,11 @@ class _OnnxModel:
 
     @property
     def providers(self) -> tuple[str, ...]:
-        return tuple(self._session.get_providers())
+        return self._providers
+
+    @property
+    def placement(self) -> Placement:
+        return self._placement
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         feeds = self._with_text(inputs) if self._has_strings else inputs
@@ -207,46 +260,6 @@ def _from_text(array: Array) -> Array:
     return out.reshape(array.shape)
 
 
-def _checked_providers(wanted: Any, ort: Any) -> list[Any]:
-    if isinstance(wanted, str) or not isinstance(wanted, Sequence) or not wanted:
-        raise RuntimeLoadError("option 'providers' must be a list of execution providers")
-    available = ort.get_available_providers()
-    providers: list[Any] = []
-    for item in wanted:
-        pair = isinstance(item, Sequence) and not isinstance(item, str) and len(item) == 2
-        name, settings = item if pair else (item, {})
-        if not isinstance(name, str) or not isinstance(settings, Mapping):
-            raise RuntimeLoadError(
-                "option 'providers' must hold names or pairs of a name and its options"
-            )
-        if name not in available:
-            raise RuntimeLoadError(
-                f"execution provider '{name[:80]}' is not available; this ONNX Runtime has "
-                f"{', '.join(available)}"
-            )
-        providers.append((name, {str(k): str(v) for k, v in settings.items()}))
-    return providers
-
-
-def _session_options(options: Mapping[str, Any], ort: Any) -> Any:
-    threads = thread_count(options)
-    level = options.get("graph_optimization", "all")
-    if not isinstance(level, str) or level not in _OPTIMISATION:
-        raise RuntimeLoadError(
-            f"option 'graph_optimization' must be one of {', '.join(_OPTIMISATION)}"
-        )
-    spinning = options.get("spinning", False)
-    if not isinstance(spinning, bool):
-        raise RuntimeLoadError("option 'spinning' must be true or false")
-    out = ort.SessionOptions()
-    # What goes wrong reaches the caller as an exception; the log would say it again.
-    out.log_severity_level = _FATAL_ONLY
-    out.intra_op_num_threads = threads
-    out.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _OPTIMISATION[level])
-    out.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-    return out
-
-
 def _signature(session: Any) -> ModelSignature:
     return ModelSignature(
         inputs=tuple(_spec("input", arg) for arg in session.get_inputs()),
@@ -263,3 +276,23 @@ def _spec(what: str, arg: Any) -> TensorSpec:
     # A dimension is a number, a symbol, or None.
     shape = tuple(d if isinstance(d, int) and d >= 0 else -1 for d in arg.shape)
     return TensorSpec(name=arg.name, datatype=datatype, shape=shape)
+
+
+def freed(signature: ModelSignature, dims: Dims) -> ModelSignature:
+    """The signature of a model whose shapes were fixed, with the dimensions that were free, and
+    with the batch dimension free if there may be one: `FixedBatch` sees to it."""
+
+    def free(spec: TensorSpec, known: Mapping[str, tuple[int, ...]]) -> TensorSpec:
+        shape = known.get(spec.name, spec.shape)
+        if len(shape) != len(spec.shape):
+            shape = spec.shape
+        return TensorSpec(
+            name=spec.name, datatype=spec.datatype, shape=(-1, *shape[1:]) if is_batch else shape
+        )
+
+    specs = signature.inputs + signature.outputs
+    is_batch = all(s.shape for s in specs) and len({s.shape[0] for s in specs}) == 1
+    return ModelSignature(
+        inputs=tuple(free(s, dims.inputs) for s in signature.inputs),
+        outputs=tuple(free(s, dims.outputs) for s in signature.outputs),
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from shoal_agent.runtimes.base import InferenceRuntime, RuntimeLoadError
+from shoal_agent.boards.base import BoardFacts
+from shoal_agent.runtimes.base import InferenceRuntime, ProviderSet, RuntimeLoadError
 from shoal_agent.runtimes.onnx import OnnxRuntime, installed_distributions
 from shoal_agent.runtimes.tflite import TfliteRuntime
 from shoal_shared.messages import RuntimeInfo
@@ -22,13 +24,14 @@ class RuntimeRegistry:
         self._runtimes = tuple(runtimes)
 
     @classmethod
-    def discover(cls) -> RuntimeRegistry:
-        """The runtimes installed here. Imports none of them: that happens on the first load."""
+    def discover(cls, facts: BoardFacts | None = None) -> RuntimeRegistry:
+        """The runtimes installed here, for the board that they are on. Imports none of them:
+        that happens on the first load."""
         runtimes: list[InferenceRuntime] = []
         if OnnxRuntime.is_installed():
-            runtimes.append(OnnxRuntime())
+            runtimes.append(OnnxRuntime(facts))
         if TfliteRuntime.is_installed():
-            runtimes.append(TfliteRuntime())
+            runtimes.append(TfliteRuntime(facts))
         return cls(runtimes)
 
     def infos(self) -> tuple[RuntimeInfo, ...]:
@@ -46,10 +49,22 @@ class RuntimeRegistry:
             f"model format {fmt[:40]!r} is not known; known are {', '.join(_REMEDIES)}"
         )
 
+    def provider_sets(self, fmt: str, options: Mapping[str, Any]) -> tuple[ProviderSet, ...]:
+        """Ways to run models of a format, accelerators first. Raises `RuntimeLoadError`."""
+        return self.for_format(fmt).provider_sets(options)
+
+    def runtime_version(self, fmt: str) -> str:
+        """Versions of all that runs models of a format; empty where nothing does."""
+        for runtime in self._runtimes:
+            if fmt in runtime.info.formats:
+                return runtime.version
+        return ""
+
     def notes(self) -> tuple[str, ...]:
         """One sentence for each runtime that is missing or installed in a way that breaks."""
         formats = {fmt for info in self.infos() for fmt in info.formats}
         notes = [_missing(fmt) for fmt in _REMEDIES if fmt not in formats]
+        notes += filter(None, (runtime.note for runtime in self._runtimes))
         distributions = installed_distributions()
         if len(distributions) > 1:
             notes.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import importlib
 import importlib.metadata
 import importlib.util
@@ -12,9 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from shoal_agent.runtimes.base import LoadedModel, RuntimeLoadError, RuntimeRunError
+from shoal_agent.boards.base import BoardFacts
+from shoal_agent.runtimes.base import (
+    LoadedModel,
+    ProviderSet,
+    RuntimeLoadError,
+    RuntimeRunError,
+)
 from shoal_agent.runtimes.common import sentence, thread_count
+from shoal_agent.runtimes.delegates import BY_PROVIDER, board_sets
+from shoal_agent.runtimes.onnxshape import checked_static_shapes
+from shoal_agent.runtimes.providers import with_options
 from shoal_shared.messages import RuntimeInfo
+from shoal_shared.placement import CPU_PROVIDERS, Placement, Proof
 from shoal_shared.signature import ModelSignature, TensorSpec
 from shoal_shared.tensors import NUMPY, Array
 
@@ -24,12 +35,15 @@ _DATATYPES = {dtype: name for name, dtype in NUMPY.items() if name not in ("BF16
 
 
 class TfliteRuntime:
-    """Loads TFLite models on the CPU.
+    """Loads TFLite models on the delegates of a board, or on the CPU.
 
-    Option of a model: `intra_op_threads` (default 0: every core that this process may use).
+    Options of a model: `providers`, `provider_options` and `provider_set` (see
+    `providers.with_options`); `static_shapes`, {input: [dimensions]}; `intra_op_threads`
+    (default 0: every core that this process may use).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, facts: BoardFacts | None = None) -> None:
+        self._sets = board_sets(facts)
         self._module, distribution = next(
             ((m, d) for m, d in _LIBRARIES if importlib.util.find_spec(m)), _LIBRARIES[0]
         )
@@ -37,8 +51,9 @@ class TfliteRuntime:
             version = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             version = "unknown"
+        listed = tuple(dict.fromkeys(name for s in self._sets for name, _ in s.providers))
         self._info = RuntimeInfo(
-            name=distribution, version=version, formats=("tflite",), providers=("CPU",)
+            name=distribution, version=version, formats=("tflite",), providers=listed
         )
 
     @staticmethod
@@ -50,8 +65,28 @@ class TfliteRuntime:
     def info(self) -> RuntimeInfo:
         return self._info
 
-    def load(self, path: Path, options: Mapping[str, Any]) -> LoadedModel:
+    @property
+    def version(self) -> str:
+        return f"{self._info.name} {self._info.version}"
+
+    @property
+    def note(self) -> str | None:
+        return None
+
+    def provider_sets(self, options: Mapping[str, Any]) -> tuple[ProviderSet, ...]:
+        return with_options(self._sets, self._info.providers, options)
+
+    def load(
+        self,
+        path: Path,
+        options: Mapping[str, Any],
+        provider_set: ProviderSet | None = None,
+        compiled: Path | None = None,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> LoadedModel:
         """Load a TFLite file; blocking. Raises `RuntimeLoadError`."""
+        del compiled  # Delegates keep no code that could be shared.
+        chosen = provider_set or self.provider_sets(options)[-1]
         threads = thread_count(options)
         try:
             library = importlib.import_module(f"{self._module}.interpreter")
@@ -59,19 +94,48 @@ class TfliteRuntime:
             raise RuntimeLoadError(
                 f"{self._info.name} is installed but cannot be imported: {sentence(error)}"
             ) from error
+        delegates = [
+            _delegate(library, name, settings)
+            for name, settings in chosen.providers
+            if name not in CPU_PROVIDERS
+        ]
+        fixed = checked_static_shapes(options) or (shapes if chosen.accelerated else None) or {}
         try:
-            interpreter = library.Interpreter(model_path=os.fspath(path), num_threads=threads)
+            interpreter = library.Interpreter(
+                model_path=os.fspath(path),
+                num_threads=threads,
+                experimental_delegates=delegates or None,
+            )
+            for detail in interpreter.get_input_details():
+                if detail["name"] in fixed:
+                    interpreter.resize_tensor_input(detail["index"], list(fixed[detail["name"]]))
             interpreter.allocate_tensors()
         except (ValueError, RuntimeError, OSError) as error:
             raise RuntimeLoadError(
                 f"{self._info.name} {self._info.version} cannot load the model: {sentence(error)}"
             ) from error
-        return _TfliteModel(interpreter)
+        return _TfliteModel(interpreter, tuple(name for name, _ in chosen.providers), delegates)
+
+
+def _delegate(library: Any, name: str, settings: Mapping[str, str]) -> Any:
+    known = BY_PROVIDER[name]
+    path = settings.get("library") or ctypes.util.find_library(known.library)
+    if not path:
+        raise RuntimeLoadError(
+            f"lib{known.library}.so not found: install the delegate of this board's image"
+        )
+    options = {k: v for k, v in settings.items() if k != "library"}
+    try:
+        return library.load_delegate(path, options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RuntimeLoadError(f"{name} cannot be loaded: {sentence(error)}") from error
 
 
 class _TfliteModel:
-    def __init__(self, interpreter: Any) -> None:
+    def __init__(self, interpreter: Any, providers: tuple[str, ...], delegates: list[Any]) -> None:
         self._interpreter: Any = interpreter
+        self._providers = providers
+        self._delegates = delegates  # They must live as long as the interpreter.
         inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
         self._signature = ModelSignature(
             inputs=tuple(_spec("input", detail) for detail in inputs),
@@ -95,7 +159,13 @@ class _TfliteModel:
 
     @property
     def providers(self) -> tuple[str, ...]:
-        return ("CPU",)
+        return self._providers
+
+    @property
+    def placement(self) -> Placement:
+        """TFLite does not tell which delegate took a node, so nothing is proven here."""
+        accelerated = self._providers[0] not in CPU_PROVIDERS
+        return Placement(accelerated=float(accelerated), proof=Proof.LISTED)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         try:
@@ -111,6 +181,7 @@ class _TfliteModel:
 
     def close(self) -> None:
         self._interpreter = None
+        self._delegates = []
 
     def _resize(self, inputs: Mapping[str, Array]) -> None:
         """Give inputs of free shape the shape of this request."""

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from shoal_agent.runtimes.base import LoadedModel, RuntimeInputError, RuntimeRunError
+from shoal_agent.runtimes.base import (
+    LoadedModel,
+    RuntimeInputError,
+    RuntimeRunError,
+    RuntimeShapeError,
+)
 from shoal_shared.clock import Clock
 from shoal_shared.tensors import Array
 
 logger = logging.getLogger(__name__)
 
 
+class Fault(enum.Enum):
+    """What is to blame for a request that failed."""
+
+    DEVICE = enum.auto()
+    """The runtime; another device may succeed."""
+    REQUEST = enum.auto()
+    """The request; no device can answer it."""
+    SHAPE = enum.auto()
+    """Nobody: the model is compiled for other shapes here, but maybe not elsewhere."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one request: its outputs, or `error`, one sentence.
+    """What became of one request: its outputs, or `error`, one sentence, and its `fault`.
 
-    `invalid` tells that the request is to blame, not the device. `seconds` is the pure compute
+    `seconds` is the pure compute
     time of the run it was in, `batch` the items of that run.
     """
 
@@ -27,7 +44,7 @@ class Outcome:
     error: str
     seconds: float
     batch: int
-    invalid: bool = False
+    fault: Fault = Fault.DEVICE
 
 
 def run_batch(
@@ -53,12 +70,17 @@ def _run(model: LoadedModel, inputs: Mapping[str, Array], items: int, clock: Clo
     try:
         outputs = model.run(inputs)
     except RuntimeRunError as error:
-        invalid = isinstance(error, RuntimeInputError)
-        return Outcome({}, str(error), clock() - started, items, invalid)
+        return Outcome({}, str(error), clock() - started, items, _fault(error))
     except Exception as error:
         logger.exception("A runtime raised what it should not")
         return Outcome({}, f"the runtime failed: {type(error).__name__}", clock() - started, items)
     return Outcome(outputs, "", clock() - started, items)
+
+
+def _fault(error: RuntimeRunError) -> Fault:
+    if isinstance(error, RuntimeInputError):
+        return Fault.REQUEST
+    return Fault.SHAPE if isinstance(error, RuntimeShapeError) else Fault.DEVICE
 
 
 def _split(whole: Outcome, items: Sequence[int]) -> list[Outcome]:

@@ -6,19 +6,29 @@ import asyncio
 import logging
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import psutil
 
 from shoal_agent.runtimes.base import LoadedModel, RuntimeLoadError
 from shoal_agent.runtimes.registry import RuntimeRegistry
+from shoal_agent.runtimes.trial import try_in_child
 from shoal_agent.serving import profile as profiling
-from shoal_agent.serving.batch import Outcome
+from shoal_agent.serving.batch import Fault, Outcome
 from shoal_agent.serving.compute import Compute, ComputeThread, compute
+from shoal_agent.serving.prepare import (
+    CompiledCode,
+    NoCompiledCode,
+    Prepared,
+    Preparer,
+    RunBlocking,
+    Trial,
+)
 from shoal_agent.serving.queue import Limits
+from shoal_agent.serving.records import NoRecords, Records
 from shoal_agent.serving.request import (
     Contract,
     Pending,
@@ -31,8 +41,9 @@ from shoal_agent.serving.request import (
 from shoal_agent.serving.scheduler import ModelQueue, Scheduler, arrivals
 from shoal_shared import oip
 from shoal_shared.clock import Clock
-from shoal_shared.messages import ModelGoal
+from shoal_shared.messages import REFERENCE, ModelGoal, VariantGoal
 from shoal_shared.oip import InferRequest, OipError
+from shoal_shared.placement import Placement
 from shoal_shared.profiles import Profile, fit
 from shoal_shared.status import InferCode, ReplicaState
 from shoal_shared.tensors import Array, TensorError
@@ -42,8 +53,15 @@ logger = logging.getLogger(__name__)
 MAX_DEPTH = 256
 DRAIN_S = 10.0
 FIRST_REQUESTS = 5
+REMEASURE_S = 0.25
+"""Time for measuring one model anew, taken from the requests that wait."""
 
-T = TypeVar("T")
+_CODES = {
+    Fault.DEVICE: InferCode.INTERNAL,
+    Fault.REQUEST: InferCode.INVALID,
+    # Another device may have compiled the model for this shape, or take any.
+    Fault.SHAPE: InferCode.NOT_FOUND,
+}
 
 
 class ServingError(Exception):
@@ -52,26 +70,32 @@ class ServingError(Exception):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in service. `note` is one sentence where its profile is not measured yet."""
+    """A model in service, with what its device reports of it: see `ReplicaReport`.
+
+    `measured` is false until its first requests have told how long it takes.
+    """
 
     providers: tuple[str, ...]
     memory_bytes: int
     profile: Profile
-    note: str = ""
-
-
-class RunBlocking(Protocol):
-    """Runs blocking work off the event loop, as `asyncio.to_thread` does."""
-
-    def __call__(self, work: Callable[[], T], /) -> Awaitable[T]: ...
+    variant: str = REFERENCE
+    runtime: str = ""
+    placement: Placement | None = None
+    golden_error: float | None = None
+    compiled: str = ""
+    load_s: float = 0.0
+    notes: tuple[str, ...] = ()
+    measured: bool = True
 
 
 class _Resident(ModelQueue):
     """A model in service: its queue and counters."""
 
-    def __init__(self, goal: ModelGoal, model: LoadedModel, loaded: Loaded) -> None:
+    def __init__(self, goal: ModelGoal, prepared: Prepared, loaded: Loaded) -> None:
+        model = prepared.model
         super().__init__(model, Limits.of(loaded.profile, goal.max_batch))
         self.goal = goal
+        self.shapes = prepared.shapes
         self.loaded = loaded
         self.contract = Contract.of(model.signature, goal.max_batch)
         self.answered = 0
@@ -83,15 +107,23 @@ class _Resident(ModelQueue):
         self._first_ms.append(outcome.seconds * 1000)
         if len(self._first_ms) >= FIRST_REQUESTS:
             profile = fit([(1, statistics.median(self._first_ms))])
-            self.loaded = replace(self.loaded, profile=profile, note="")
+            notes = self.loaded.notes[:-1]
+            self.loaded = replace(self.loaded, profile=profile, notes=notes, measured=True)
             self.limits = Limits.of(profile, 1)
+
+    def measured_anew(self, profile: Profile) -> None:
+        """The board became slower or faster."""
+        self.loaded = replace(self.loaded, profile=profile)
+        self.limits = Limits.of(profile, self.goal.max_batch)
 
 
 class InferenceService:
     """Serves the models of one device. Everything but compute happens on the event loop.
 
     `accelerator` runs the models (default: a thread), `run_blocking` loads them, `clock` and
-    `resident_bytes` measure; `max_depth` bounds the requests that wait for one model.
+    `resident_bytes` measure; `max_depth` bounds the requests that wait for one model. `trial`
+    tries accelerators, `compiled` keeps their code, and `records` what was found out; `target`
+    and `driver` are the board's chip and driver versions.
     """
 
     def __init__(
@@ -105,8 +137,22 @@ class InferenceService:
         max_depth: int = MAX_DEPTH,
         drain_s: float = DRAIN_S,
         profile_budget_s: float = profiling.BUDGET_S,
+        trial: Trial = try_in_child,
+        compiled: CompiledCode | None = None,
+        records: Records | None = None,
+        target: str = "",
+        driver: str = "",
     ) -> None:
-        self._registry = registry
+        self._preparer = Preparer(
+            registry,
+            trial,
+            compiled or NoCompiledCode(),
+            records or NoRecords(),
+            target=target,
+            driver=driver,
+            run_blocking=run_blocking,
+            clock=clock,
+        )
         self._clock = clock
         self._accelerator = accelerator or ComputeThread()
         self._run_blocking = run_blocking
@@ -120,22 +166,33 @@ class InferenceService:
         # One at a time: a device has little memory to spare, and its growth is measured.
         self._loading = asyncio.Lock()
 
-    async def load(
-        self, goal: ModelGoal, path: Path, on_state: Callable[[ReplicaState], None]
-    ) -> Loaded:
-        """Load, warm up and profile a model, then serve it. Raises `ServingError`.
+    def needed_files(self, goal: ModelGoal) -> tuple[VariantGoal, ...]:
+        """The files of a goal that this device may serve. Raises `ServingError` if none."""
+        try:
+            return self._preparer.needed_files(goal)
+        except RuntimeLoadError as error:
+            raise ServingError(str(error)) from None
 
-        A model of the same name and version that is served already is replaced once the new one
-        is ready; if nothing about it differs, it stays.
+    async def load(
+        self,
+        goal: ModelGoal,
+        files: Mapping[str, Path],
+        on_state: Callable[[ReplicaState], None],
+    ) -> Loaded:
+        """Load, check and profile a model, then serve it. Raises `ServingError`.
+
+        `files` maps the digests of what `needed_files` named, and of the golden outputs, to
+        verified artifacts. A model of the same name and version that is served already is
+        replaced once the new one is ready; if nothing about it differs, it stays.
         """
         key = f"{goal.model}:{goal.version}"
         async with self._loading:
             old = self._models.get(key)
-            if old is not None and _same(old.goal, goal):
+            if old is not None and old.goal.settings == goal.settings:
                 old.goal = goal
                 return old.loaded
             try:
-                new = await self._load(goal, path, on_state)
+                new = await self._load(goal, files, on_state)
             except ServingError:
                 raise
             except RuntimeLoadError as error:
@@ -148,6 +205,10 @@ class InferenceService:
                 new.answered, new.failed = old.answered, old.failed
                 await self._retire(old)
             return new.loaded
+
+    async def collect(self, keep: Collection[str]) -> None:
+        """Drop compiled code of files whose digests are not in `keep`."""
+        await self._preparer.collect(keep)
 
     async def unload(self, model: str, version: str) -> None:
         """Stop serving a model: what was accepted is answered first, for a bounded time."""
@@ -206,6 +267,17 @@ class InferenceService:
         """What is served now."""
         return [(resident.goal, resident.loaded) for resident in self._models.values()]
 
+    async def measure_anew(self) -> None:
+        """Measure the profiles of all models again, between their batches: the board became
+        slower or faster. Those whose time comes from requests are left to them."""
+        for resident in list(self._models.values()):
+            if resident.loaded.measured:
+                measured = await self._profile(
+                    resident.model, resident.goal, resident.shapes, REMEASURE_S
+                )
+                if not measured.note:
+                    resident.measured_anew(measured.profile)
+
     async def close(self) -> None:
         """Unload everything and stop computing."""
         async with self._loading:
@@ -215,15 +287,18 @@ class InferenceService:
             self._accelerator.close()
 
     async def _load(
-        self, goal: ModelGoal, path: Path, on_state: Callable[[ReplicaState], None]
+        self,
+        goal: ModelGoal,
+        files: Mapping[str, Path],
+        on_state: Callable[[ReplicaState], None],
     ) -> _Resident:
-        runtime = self._registry.for_format(goal.format)
         on_state(ReplicaState.LOADING)
         before = self._resident_bytes()
-        model = await self._run_blocking(lambda: runtime.load(path, goal.options))
+        prepared = await self._preparer.prepare(goal, files, self._run_once)
+        model, file = prepared.model, prepared.candidate.file
         try:
             on_state(ReplicaState.PROFILING)
-            measured = await self._profile(model, goal)
+            measured = await self._measured(goal, prepared)
         except BaseException:
             model.close()
             raise
@@ -232,13 +307,42 @@ class InferenceService:
         grown = self._resident_bytes() - before
         loaded = Loaded(
             providers=model.providers,
-            memory_bytes=max(grown, path.stat().st_size),
+            memory_bytes=max(grown, files[file.digest].stat().st_size),
             profile=measured.profile,
-            note=measured.note,
+            variant=file.name,
+            runtime=self._preparer.describe(prepared.candidate),
+            placement=prepared.placement,
+            golden_error=prepared.golden_error,
+            compiled=prepared.compiled,
+            load_s=round(prepared.load_s, 3),
+            notes=(*prepared.notes, *filter(None, [measured.note])),
+            measured=not measured.note,
         )
-        return _Resident(goal, model, loaded)
+        return _Resident(goal, prepared, loaded)
 
-    async def _profile(self, model: LoadedModel, goal: ModelGoal) -> profiling.Measured:
+    async def _run_once(
+        self, model: LoadedModel, inputs: Mapping[str, Array]
+    ) -> Mapping[str, Array]:
+        return await compute(self._accelerator, lambda: model.run(inputs))
+
+    async def _measured(self, goal: ModelGoal, prepared: Prepared) -> profiling.Measured:
+        """The profile, from the record of an earlier start if there is one."""
+        if prepared.record is not None:
+            return profiling.Measured(prepared.record.profile)
+        measured = await self._profile(
+            prepared.model, goal, prepared.shapes, self._profile_budget_s
+        )
+        if not measured.note:
+            await self._preparer.remember(goal, prepared, measured.profile)
+        return measured
+
+    async def _profile(
+        self,
+        model: LoadedModel,
+        goal: ModelGoal,
+        known: Mapping[str, tuple[int, ...]],
+        budget_s: float,
+    ) -> profiling.Measured:
         def timed(inputs: Mapping[str, Array]) -> tuple[float, Mapping[str, Array]]:
             started = self._clock()
             outputs = model.run(inputs)
@@ -246,7 +350,7 @@ class InferenceService:
 
         option = goal.options.get("profile_shapes")
         try:
-            shapes = profiling.checked_shapes(model.signature, option)
+            shapes = profiling.checked_shapes(model.signature, option) or known
         except ValueError as error:
             raise ServingError(str(error)) from None
         return await profiling.measure(
@@ -255,7 +359,7 @@ class InferenceService:
             shapes,
             lambda inputs: compute(self._accelerator, lambda: timed(inputs)),
             self._clock,
-            self._profile_budget_s,
+            budget_s,
         )
 
     async def _retire(self, resident: _Resident) -> None:
@@ -270,7 +374,7 @@ class InferenceService:
     def _done(self, resident: _Resident, pending: Pending, outcome: Outcome) -> None:
         error = outcome.error
         if not error:
-            if resident.loaded.note:
+            if not resident.loaded.measured:
                 resident.learn(outcome)
             parameters: dict[str, Any] = {
                 "queue_depth": self._scheduler.depth,
@@ -282,7 +386,7 @@ class InferenceService:
             except TensorError as wrong:
                 error = str(wrong)
         if error:
-            code = InferCode.INVALID if outcome.invalid else InferCode.INTERNAL
+            code = _CODES[outcome.fault]
             self._fail(resident, pending.request, pending.reply, code, error)
         else:
             resident.answered += 1
@@ -296,15 +400,6 @@ class InferenceService:
     ) -> None:
         resident.failed += 1
         refuse(request, reply, code, text, self._scheduler.depth)
-
-
-def _same(a: ModelGoal, b: ModelGoal) -> bool:
-    return (a.digest, a.format, a.max_batch, a.options) == (
-        b.digest,
-        b.format,
-        b.max_batch,
-        b.options,
-    )
 
 
 def _resident_bytes() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +25,13 @@ def key_of(goal: ModelGoal) -> Key:
 
 def same_settings(a: ModelGoal, b: ModelGoal) -> bool:
     """Whether a device that runs `a` needs to do nothing to run `b`."""
-    return (a.digest, a.format, a.max_batch, a.options) == (
-        b.digest,
-        b.format,
-        b.max_batch,
-        b.options,
-    )
+    return a.settings == b.settings
+
+
+def digests_of(goal: ModelGoal) -> set[str]:
+    """Digests of all artifacts that a goal names."""
+    golden = {goal.golden.digest} if goal.golden else set()
+    return {file.digest for file in goal.files} | golden
 
 
 def check_desired(desired: Desired) -> None:
@@ -39,27 +42,39 @@ def check_desired(desired: Desired) -> None:
         checked_name(goal.deployment, "deployment")
         checked_name(goal.model, "model")
         checked_name(goal.version, "version")
-        if not is_digest(goal.digest):
-            raise ValueError(f"digest {goal.digest[:80]!r} of {goal.model} is not a SHA-256")
-        if goal.size < 1:
-            raise ValueError(f"size {goal.size} of {goal.model} is not positive")
+        for file in goal.files:
+            checked_name(file.name, "variant")
+            _check_artifact(goal, file.digest, file.size)
+        if len({file.name for file in goal.files}) < len(goal.files):
+            raise ValueError(f"two variants of {goal.model} share a name")
+        if goal.golden is not None:
+            _check_artifact(goal, goal.golden.digest, goal.golden.size)
+            if not 0 <= min(goal.golden.absolute, goal.golden.relative) < math.inf:
+                raise ValueError(f"the tolerance of {goal.model} is not a number of 0 or more")
         if not 1 <= goal.max_batch <= MAX_BATCH:
             raise ValueError(f"max_batch of {goal.model} is not between 1 and {MAX_BATCH}")
+
+
+def _check_artifact(goal: ModelGoal, digest: str, size: int) -> None:
+    if not is_digest(digest):
+        raise ValueError(f"digest {digest[:80]!r} of {goal.model} is not a SHA-256")
+    if size < 1:
+        raise ValueError(f"size {size} of {goal.model} is not positive")
 
 
 @dataclass
 class Slot:
     """One model and version on this device, on its way to `goal` or away.
 
-    `path` is set once the artifact is verified, `loaded` once it serves. `busy` while an effect
-    works on it: a fetch without `path`, else a load or an unload.
+    `files` maps digests to verified artifacts once all are here, `loaded` is set once it serves.
+    `busy` while an effect works on it: a fetch without `files`, else a load or an unload.
     """
 
     goal: ModelGoal
     local: bool = False
     state: ReplicaState = ReplicaState.QUEUED
     reason: str = ""
-    path: Path | None = None
+    files: Mapping[str, Path] | None = None
     loaded: Loaded | None = None
     busy: bool = False
     failures: int = 0

@@ -46,6 +46,13 @@ def _report(goal: ModelGoal, slot: Slot) -> ReplicaReport:
         providers=loaded.providers if loaded else (),
         memory_bytes=loaded.memory_bytes if loaded else 0,
         profile=loaded.profile if loaded else None,
+        variant=loaded.variant if loaded else "",
+        runtime=loaded.runtime if loaded else "",
+        placement=loaded.placement if loaded else None,
+        golden_error=loaded.golden_error if loaded else None,
+        compiled=loaded.compiled if loaded else "",
+        load_s=loaded.load_s if loaded else 0.0,
+        notes=loaded.notes if loaded else (),
     )
 
 
@@ -72,9 +79,9 @@ def encoded_size_fits(reported: Reported) -> bool:
 def fit(reported: Reported) -> Reported:
     """Shorten the document until it is within the limit, the least useful first.
 
-    First go the ends of long reasons, then the samples of profiles (their fit stays), then
-    provider names and reasons; last the models at the end, which a goal within its own limit
-    never needs.
+    First go the ends of long reasons and notes, then the samples of profiles (their fit stays),
+    then provider names, nodes and reasons; last the models at the end, which a goal within its
+    own limit never needs.
     """
     for shorten in _STEPS:
         reported = msgspec.structs.replace(
@@ -89,12 +96,16 @@ def fit(reported: Reported) -> Reported:
 
 def _reason(limit: int) -> Callable[[ReplicaReport], ReplicaReport]:
     def shorten(model: ReplicaReport) -> ReplicaReport:
-        if len(model.reason) <= limit:
-            return model
-        text = model.reason[: max(0, limit - 1)] + "…" if limit else ""
-        return msgspec.structs.replace(model, reason=text)
+        notes = tuple(_cut(note, limit) for note in model.notes[:3] if limit)
+        return msgspec.structs.replace(model, reason=_cut(model.reason, limit), notes=notes)
 
     return shorten
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    return text[: max(0, limit - 1)] + "…" if limit else ""
 
 
 def _without_samples(model: ReplicaReport) -> ReplicaReport:
@@ -105,7 +116,8 @@ def _without_samples(model: ReplicaReport) -> ReplicaReport:
 
 
 def _without_providers(model: ReplicaReport) -> ReplicaReport:
-    return msgspec.structs.replace(model, providers=())
+    placement = model.placement and msgspec.structs.replace(model.placement, nodes={})
+    return msgspec.structs.replace(model, providers=(), placement=placement, runtime="")
 
 
 _STEPS = (_reason(300), _reason(80), _without_samples, _without_providers, _reason(0))

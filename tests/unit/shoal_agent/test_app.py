@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 import pytest
+from support.runtimes import CpuRuntime, OnCpu
 
+from shoal_agent import app
 from shoal_agent.app import Agent, build_agent
 from shoal_agent.boards.base import BoardFacts, BoardReading
 from shoal_agent.config import AgentConfig
@@ -114,6 +116,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.fails = False
+        self.hot = False
         self.failed = asyncio.Event()
 
     @property
@@ -123,8 +126,13 @@ class Bench:
             cores=2,
             memory_bytes=2**30,
             accelerators=(Accelerator(kind="gpu", name="G"),),
+            toolkits={"cuda": "12.6"},
+            power_mode="15W",
             notes=("a note",),
         )
+
+    def is_throttled(self) -> bool:
+        return self.hot
 
     def read(self) -> BoardReading:
         if self.fails:
@@ -133,7 +141,7 @@ class Bench:
         return BoardReading(cpu_load=0.25, memory_used_bytes=5, temperature_c=40.0, power_w=7.5)
 
 
-class Doubling:
+class Doubling(CpuRuntime, OnCpu):
     """A runtime whose only model doubles its input."""
 
     signature = ModelSignature(
@@ -143,7 +151,7 @@ class Doubling:
     providers = ("Test",)
     info = RuntimeInfo(name="doubling", version="1", formats=("onnx",), providers=("Test",))
 
-    def load(self, path: Path, options: Mapping[str, Any]) -> LoadedModel:
+    def load(self, path: Path, options: Mapping[str, Any], *_: Any) -> LoadedModel:
         return self
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -171,14 +179,14 @@ class Shelf:
 
 
 class Rig:
-    def __init__(self, tmp_path: Path) -> None:
+    def __init__(self, tmp_path: Path, telemetry_interval_s: float = 0.1) -> None:
         self.wire = Wire()
         self.board = Bench()
         self.config = AgentConfig(
             device="d1",
             state_dir=tmp_path / "state",
             labels={"site": "berlin"},
-            telemetry_interval_s=0.1,
+            telemetry_interval_s=telemetry_interval_s,
             max_disk_bytes=10_000,
         )
         self.agent: Agent = build_agent(
@@ -230,6 +238,7 @@ async def test_on_connect_it_says_what_it_is_and_what_it_runs(rig: Rig) -> None:
         assert capabilities.runtimes == (Doubling.info,)
         assert capabilities.accelerators == (Accelerator(kind="gpu", name="G"),)
         assert "a note" in capabilities.notes
+        assert (capabilities.toolkits, capabilities.power_mode) == ({"cuda": "12.6"}, "15W")
         (reported,) = rig.wire.documents(Reported)
         telemetry = rig.wire.documents(Telemetry)
         assert [t.seq for t in telemetry[:2]] == [0, 1]
@@ -304,6 +313,21 @@ async def test_a_sensor_that_fails_does_not_take_the_device_down(
         rig.board.fails = False
         await rig.wire.until(lambda: bool(rig.wire.documents(Telemetry)))
     assert "telemetry failed" in caplog.text
+
+
+async def test_throttling_is_told_at_once_and_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_HEAT_INTERVAL_S", 0.01)
+    rig = Rig(tmp_path, telemetry_interval_s=3600.0)
+    async with rig.running():
+        await started(rig)
+        rig.wire.receive("desired", desired(3), retain=True)
+        await rig.wire.until(lambda: any(map(is_ready, rig.wire.documents(Reported)[-1:])))
+        before = rig.wire.documents(Reported)[-1].models[0].profile
+        rig.board.hot = True
+        await rig.wire.until(lambda: [t.throttled for t in rig.wire.documents(Telemetry)] == [True])
+        await rig.wire.until(lambda: rig.wire.documents(Reported)[-1].models[0].profile != before)
 
 
 async def test_it_says_goodbye_before_it_leaves(rig: Rig) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +18,12 @@ from shoal_agent.serving.service import Loaded, ServingError
 from shoal_agent.updates.fetch import FetchError
 from shoal_agent.updates.goals import Key, Slot, key_of, same_settings
 from shoal_agent.updates.journal import Entry
-from shoal_shared.messages import Desired, ModelGoal
+from shoal_shared.messages import Desired, GoldenGoal, ModelGoal, VariantGoal
 from shoal_shared.profiles import fit
 from shoal_shared.status import ReplicaState
 
 LOADED = Loaded(("CPUExecutionProvider",), 1000, fit([(1, 2.0)]))
-PATH = Path("/artifact")
+FILES = {"sha256:0": Path("/artifact")}
 
 
 def goal(model: str = "m", version: str = "1", **more: object) -> ModelGoal:
@@ -37,7 +37,7 @@ def goal(model: str = "m", version: str = "1", **more: object) -> ModelGoal:
 
 
 def ready(g: ModelGoal) -> Slot:
-    return Slot(g, state=ReplicaState.READY, path=PATH, loaded=LOADED)
+    return Slot(g, state=ReplicaState.READY, files=FILES, loaded=LOADED)
 
 
 def slots(*items: Slot) -> dict[Key, Slot]:
@@ -60,9 +60,9 @@ def test_a_version_makes_way_only_when_its_successor_serves() -> None:
     assert plan([new], there, 0.0) == Plan(add=(new,))
     there |= slots(Slot(new))
     assert plan([new], there, 0.0) == Plan(fetch=key_of(new))
-    there |= slots(Slot(new, path=PATH))
+    there |= slots(Slot(new, files=FILES))
     assert plan([new], there, 0.0) == Plan(load=key_of(new))
-    there |= slots(Slot(new, path=PATH, state=ReplicaState.FAILED, retry_at=9.0))
+    there |= slots(Slot(new, files=FILES, state=ReplicaState.FAILED, retry_at=9.0))
     assert plan([new], there, 0.0) == Plan(wake_at=9.0)
     there |= slots(ready(new))
     assert plan([new], there, 0.0) == Plan(unload=key_of(old))
@@ -70,14 +70,14 @@ def test_a_version_makes_way_only_when_its_successor_serves() -> None:
 
 def test_a_model_that_is_gone_frees_its_memory_before_another_loads() -> None:
     a, b = goal("a"), goal("b")
-    there = slots(ready(a), Slot(b, path=PATH))
+    there = slots(ready(a), Slot(b, files=FILES))
     assert plan([b], there, 0.0) == Plan(unload=key_of(a))
 
 
 def test_other_settings_of_a_version_are_taken_up_by_a_new_load() -> None:
     old, new = goal(max_batch=1), goal(max_batch=8)
     assert plan([new], slots(ready(old)), 0.0) == Plan(unload=key_of(old))
-    assert plan([new], slots(Slot(old, path=PATH)), 0.0) == Plan(drop=(key_of(old),))
+    assert plan([new], slots(Slot(old, files=FILES)), 0.0) == Plan(drop=(key_of(old),))
 
 
 def test_what_is_on_the_device_comes_before_what_needs_the_network() -> None:
@@ -87,7 +87,7 @@ def test_what_is_on_the_device_comes_before_what_needs_the_network() -> None:
 
 def test_a_fetch_for_nothing_is_cancelled_and_a_load_is_waited_for() -> None:
     a, b = goal("a"), goal("b")
-    there = slots(Slot(a, busy=True), Slot(b, path=PATH, busy=True))
+    there = slots(Slot(a, busy=True), Slot(b, files=FILES, busy=True))
     assert plan([], there, 0.0) == Plan(cancel=(key_of(a),))
 
 
@@ -110,8 +110,8 @@ def test_every_sequence_of_goals_converges_without_needless_steps(
             step = plan(wanted, there, float(steps))
             perform(step, there, wanted)
             busy = [s for s in there.values() if s.busy]
-            assert len([s for s in busy if s.path is None]) <= 1
-            assert len([s for s in busy if s.path is not None]) <= 1
+            assert len([s for s in busy if s.files is None]) <= 1
+            assert len([s for s in busy if s.files is not None]) <= 1
             if step == Plan() and not busy:
                 break
             if not last and data.draw(st.booleans()):
@@ -152,8 +152,8 @@ def finish(slot: Slot, there: dict[Key, Slot], now: int, fails: bool) -> None:
     elif fails and slot.failures < 3:
         slot.failures += 1
         slot.state, slot.retry_at = ReplicaState.FAILED, now + 2.0
-    elif slot.path is None:
-        slot.path = PATH
+    elif slot.files is None:
+        slot.files = FILES
     else:
         slot.loaded, slot.state = LOADED, ReplicaState.READY
 
@@ -172,6 +172,7 @@ class World:
     cancelled: list[str] = field(default_factory=list)
     stored: set[str] = field(default_factory=set)
     collected: list[set[str]] = field(default_factory=list)
+    unfit: dict[str, str] = field(default_factory=dict)
     entry: Entry | None = None
     now: float = 0.0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -196,9 +197,19 @@ class World:
     async def collect(self, keep: Collection[str]) -> None:
         self.collected.append(set(keep))
 
+    def needed_files(self, g: ModelGoal) -> tuple[VariantGoal, ...]:
+        if g.model in self.unfit:
+            raise ServingError(self.unfit[g.model])
+        return tuple(f for f in g.files if f.format == "onnx")
+
     async def load(
-        self, g: ModelGoal, path: Path, on_state: Callable[[ReplicaState], None]
+        self,
+        g: ModelGoal,
+        files: Mapping[str, Path],
+        on_state: Callable[[ReplicaState], None],
     ) -> Loaded:
+        golden = {g.golden.digest} if g.golden else set()
+        assert set(files) == {f.digest for f in self.needed_files(g)} | golden
         self.events.append(f"load {g.model}:{g.version}")
         on_state(ReplicaState.PROFILING)
         await asyncio.sleep(0)
@@ -398,3 +409,30 @@ async def test_what_serving_learns_later_is_reported(world: World) -> None:
         reconciler.refresh([(g, learnt), (goal("unknown"), learnt)])
         assert world.changed.is_set()
         assert reconciler.reports()[0].profile == learnt.profile
+
+
+FP16 = VariantGoal(name="fp16", digest="sha256:" + "1" * 64, size=5, format="onnx")
+LITE = VariantGoal(name="lite", digest="sha256:" + "2" * 64, size=5, format="tflite")
+GOLDEN = GoldenGoal(digest="sha256:" + "3" * 64, size=7, absolute=0.1, relative=0.0)
+
+
+async def test_what_the_device_may_try_is_fetched_and_nothing_else(world: World) -> None:
+    g = goal(variants=(FP16, LITE), golden=GOLDEN)
+    async with running(world) as reconciler:
+        reconciler.offer(Desired(goal=1, models=(g,)))
+        await until(world, lambda: states(reconciler) == {"m:1": "ready"})
+        await until(world, lambda: len(world.collected) > 0)
+    assert world.stored == {g.digest, FP16.digest, GOLDEN.digest}
+    assert world.collected[-1] == {g.digest, FP16.digest, LITE.digest, GOLDEN.digest}
+
+
+async def test_a_goal_that_nothing_here_can_run_fails_before_anything_is_fetched(
+    world: World,
+) -> None:
+    world.unfit["m"] = "no runtime on this device uses an accelerator, which is required"
+    async with running(world) as reconciler:
+        reconciler.offer(Desired(goal=1, models=(goal(),)))
+        await until(world, lambda: states(reconciler) == {"m:1": "failed"})
+        (report,) = reconciler.reports()
+    assert report.reason == world.unfit["m"]
+    assert not world.stored

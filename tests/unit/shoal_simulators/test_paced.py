@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from support import onnx_models
+from support.runtimes import CpuRuntime, OnCpu
 
 from shoal_agent.runtimes.base import LoadedModel
-from shoal_shared.messages import RuntimeInfo
 from shoal_shared.signature import ModelSignature
 from shoal_shared.tensors import Array
 from shoal_simulators.boards import VirtualBoard
@@ -31,7 +31,7 @@ class Time:
         self.now += seconds
 
 
-class FakeModel:
+class FakeModel(OnCpu):
     signature = ModelSignature(inputs=(), outputs=())
     providers = ("CPUExecutionProvider",)
 
@@ -47,13 +47,11 @@ class FakeModel:
         self.closed = True
 
 
-class FakeRuntime:
-    info = RuntimeInfo(name="fake", version="1", formats=("onnx",))
-
+class FakeRuntime(CpuRuntime):
     def __init__(self, model: FakeModel) -> None:
         self._model = model
 
-    def load(self, path: Path, options: Mapping[str, Any]) -> LoadedModel:
+    def load(self, path: Path, options: Mapping[str, Any], *_: Any) -> LoadedModel:
         return self._model
 
 

@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.runtimes import CpuRuntime
 
 from shoal_agent.runtimes import registry as module
 from shoal_agent.runtimes.base import LoadedModel, RuntimeLoadError
 from shoal_agent.runtimes.registry import RuntimeRegistry
-from shoal_shared.messages import RuntimeInfo
 
 
-class FakeRuntime:
-    info = RuntimeInfo(name="fake", version="1", formats=("onnx",))
-
-    def load(self, path: Path, options: Mapping[str, Any]) -> LoadedModel:
+class FakeRuntime(CpuRuntime):
+    def load(self, path: Path, options: Mapping[str, Any], *_: Any) -> LoadedModel:
         raise RuntimeLoadError("fake")
 
 

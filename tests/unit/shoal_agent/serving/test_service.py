@@ -74,7 +74,8 @@ class Client:
     async def load(self, path: Path, name: str = "m", **goal: Any) -> Loaded:
         goal = {"version": "1", "format": "onnx", "max_batch": 8, **goal}
         fields = {"deployment": "d", "digest": f"sha256:{path.stem}", "size": 1, **goal}
-        return await self.service.load(ModelGoal(model=name, **fields), path, self.states.append)
+        files = {fields["digest"]: path}
+        return await self.service.load(ModelGoal(model=name, **fields), files, self.states.append)
 
     def send(
         self, request: InferRequest, expires_at: float | None = None, name: str = "m"
@@ -427,15 +428,15 @@ async def test_a_model_that_cannot_be_profiled_learns_from_its_first_requests(
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", "K"])],
     )
     loaded = await client.load(path)
-    assert "profile_shapes" in loaded.note
+    assert "profile_shapes" in loaded.notes[0]
     x = Tensor("x", "FP32", np.zeros((1, 7), "<f4"))
     for _ in range(FIRST_REQUESTS):
-        assert client.service.resident()[0][1].note
+        assert client.service.resident()[0][1].notes
         assert (await client.ask(InferRequest([x]))).error == ""
-    assert client.service.resident()[0][1].note == ""
+    assert client.service.resident()[0][1].notes == ()
 
     again = await client.load(path, options={"profile_shapes": {"x": [1, 7]}})
-    assert again.note == ""
+    assert again.notes == ()
 
 
 async def test_closing_ends_everything(client: Client, tmp_path: Path) -> None:
@@ -457,7 +458,7 @@ async def test_with_a_thread_and_the_real_clock(tmp_path: Path) -> None:
         format="onnx",
         max_batch=16,
     )
-    loaded = await service.load(goal, path, lambda _: None)
+    loaded = await service.load(goal, {"sha256:1": path}, lambda _: None)
     assert all(ms > 0 for _, ms in loaded.profile.samples)
     rng = np.random.default_rng(0)
     sent = rng.normal(size=(200, 16)).astype("<f4")

@@ -32,8 +32,7 @@ def test_every_goal_is_reported_and_what_still_runs() -> None:
     a, b, old = goal("d", "a", "1"), goal("e", "a", "1"), goal("f", "b", "1")
     new = goal("f", "b", "2")
     there = {
-        key_of(g): Slot(g, state=ReplicaState.READY, path=Path("/"), loaded=LOADED)
-        for g in (a, old)
+        key_of(g): Slot(g, state=ReplicaState.READY, files={}, loaded=LOADED) for g in (a, old)
     }
     shown = [(r.deployment, r.version, r.state.value) for r in reports((a, b, new), there)]
     assert shown == [

@@ -2,18 +2,23 @@
 # make demo ARGS=--once   the same, prints the answers and stops
 # make test        all tests that this machine can run
 # make check       ruff, mypy --strict, import rules
-# make bench BENCH=router|gateway|agent   measures, side by side with the peers
+# make test-hardware   the runtimes of the boards, each in an environment of its own
+# make test-arm64      what a board installs resolves for arm64, and the agent runs there (emulated)
+# make bench BENCH=router|gateway|agent|runtimes   measures, side by side with the peers
 
 PYTHON ?= python3
+# Qualcomm's and Ascend's wheels are for 3.11 and 3.12, tflite-runtime's for 3.11.
+HARDWARE ?= python3.11
 OLDEST ?= python3.10
 NEWEST ?= python3.13
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 BENCH ?=
-TESTS ?= tests
+TESTS ?= tests --ignore tests/hardware --ignore tests/arm64
 
-.PHONY: demo test check bench setup setup-dev test-oldest test-newest clean
+.PHONY: demo test check bench setup setup-dev setup-hardware test-hardware test-arm64 test-oldest \
+  test-newest clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -34,6 +39,35 @@ test-newest:
 	@test -x .venv-newest/bin/python || $(NEWEST) -m venv .venv-newest
 	@.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@.venv-newest/bin/pytest -q -n 2 -p no:cacheprovider tests/unit
+
+# ONNX Runtime's distributions overwrite one another, so each has an environment of its own.
+HARDWARE_ENVS := qnn cann gpu tflite
+HARDWARE_qnn := -e .[qualcomm]
+HARDWARE_cann := -e .[ascend]
+HARDWARE_gpu := -e .[jetson]
+HARDWARE_tflite := -e . tflite-runtime numpy<2
+
+.venv-%/.setup: pyproject.toml
+	@test -x .venv-$*/bin/python || $(HARDWARE) -m venv .venv-$*
+	@echo "Installing the runtime of $* into .venv-$* ..."
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check \
+	  $(foreach p,$(HARDWARE_$*),'$(p)') hypothesis pytest pytest-asyncio pytest-timeout
+	@touch $@
+
+setup-hardware: $(foreach e,$(HARDWARE_ENVS),.venv-$(e)/.setup)
+
+# First each runtime by itself, then agents that have them on a real control plane.
+test-hardware: setup-dev setup-hardware
+	@for env in $(HARDWARE_ENVS); do \
+	  echo "runtimes of $$env:"; \
+	  SHOAL_HARDWARE_ENV=$$env .venv-$$env/bin/pytest -q -p no:cacheprovider tests/hardware || exit 1; \
+	done
+	@echo "agents on a control plane:"
+	@SHOAL_HARDWARE_ENV=fleet $(BIN)/pytest -q tests/hardware
+
+test-arm64: setup-dev
+	@$(BIN)/pytest -q -n 2 tests/arm64
+	@bash tests/arm64/emulated.sh $(BIN)/uv
 
 check: setup-dev
 	$(BIN)/ruff check .
@@ -64,4 +98,4 @@ $(VENV)/.setup-dev: $(VENV)/.setup
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest build dist
+	rm -rf $(VENV) .venv-* build dist

@@ -18,9 +18,6 @@ from typing import Any
 import pytest
 from support.processes import ControlPlane, Process, free_port, need, until
 
-from shoal_simulators.demo.assets import default_cache
-from shoal_simulators.demo.models import build_demo_models, demo_pictures
-
 if os.environ.get("SHOAL_HARDWARE_ENV") != "fleet":
     pytest.skip("needs the environments of `make test-hardware`", allow_module_level=True)
 
@@ -31,6 +28,9 @@ PATIENCE_S = 120.0
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from shoal_simulators.demo.assets import default_cache
+    from shoal_simulators.demo.models import build_demo_models
+
     folder = tmp_path_factory.mktemp("models")
     build_demo_models(default_cache(), folder)
     return folder
@@ -38,6 +38,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def picture() -> Path:
+    from shoal_simulators.demo.assets import default_cache
+    from shoal_simulators.demo.models import demo_pictures
+
     return demo_pictures(default_cache()).coffee
 
 

@@ -18,14 +18,25 @@ from pathlib import Path
 from typing import Any
 
 from shoal_agent.runtimes.base import RuntimeLoadError
+from shoal_agent.runtimes.wire import (
+    BYTES,
+    VARINT,
+    Field,
+    WireError,
+    fields,
+    integer,
+    message,
+    read_varint,
+    tag,
+    varint,
+    within,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Dimensions by the name of a tensor; -1 is free."""
 
 _GRAPH, _INITIALIZER, _INPUT, _OUTPUT, _VALUE_INFO = 7, 5, 11, 12, 13
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_DIMENSION = 2**31 - 1
-_MAX_VARINT = 10
 
 
 @dataclass(frozen=True)
@@ -36,29 +47,14 @@ class Dims:
     outputs: Shapes
 
 
-@dataclass(frozen=True)
-class _Field:
-    """One field of a message: where it starts, and where its value lies."""
-
-    number: int
-    kind: int
-    start: int
-    value: int
-    end: int
-
-
-class _WireError(Exception):
-    """What lies there is no protobuf message."""
-
-
 def read_dims(path: Path) -> Dims:
     """Shapes in an ONNX file. Raises `RuntimeLoadError`."""
     with _opened(path) as (data, graph):
         inputs: dict[str, tuple[int, ...]] = {}
         outputs: dict[str, tuple[int, ...]] = {}
         constants: set[str] = set()
-        for field in _fields(data, graph.value, graph.end):
-            if field.kind != _BYTES:
+        for field in fields(data, graph.value, graph.end):
+            if field.kind != BYTES:
                 continue
             if field.number == _INITIALIZER:
                 constants.add(_text(data, field, 8))
@@ -104,7 +100,7 @@ def fix_shapes(source: Path, target: Path, shapes: Shapes) -> None:
     with _opened(source) as (data, graph), target.open("wb") as out:
         parts = list(_rewritten(data, graph, fixed))
         out.write(data[: graph.start])
-        out.write(_tag(_GRAPH) + _varint(sum(map(len, parts))))
+        out.write(tag(_GRAPH) + varint(sum(map(len, parts))))
         for part in parts:
             out.write(part)
         out.write(data[graph.end :])
@@ -128,29 +124,29 @@ def _fixed(name: str, dims: tuple[int, ...], wanted: tuple[int, ...] | None) -> 
     return wanted
 
 
-def _rewritten(data: memoryview, graph: _Field, fixed: Shapes) -> Iterator[memoryview | bytes]:
+def _rewritten(data: memoryview, graph: Field, fixed: Shapes) -> Iterator[memoryview | bytes]:
     """The graph's fields: inputs with their shapes, nothing on values in between."""
-    for field in _fields(data, graph.value, graph.end):
-        if field.number == _VALUE_INFO and field.kind == _BYTES:
+    for field in fields(data, graph.value, graph.end):
+        if field.number == _VALUE_INFO and field.kind == BYTES:
             continue
-        if field.number == _INPUT and field.kind == _BYTES:
+        if field.number == _INPUT and field.kind == BYTES:
             name, dims = _value_info(data, field)
             if -1 in dims and name in fixed:
-                yield _message(_INPUT, _with_shape(data, field, fixed[name]))
+                yield message(_INPUT, _with_shape(data, field, fixed[name]))
                 continue
         yield data[field.start : field.end]
 
 
-def _with_shape(data: memoryview, info: _Field, dims: tuple[int, ...]) -> bytes:
+def _with_shape(data: memoryview, info: Field, dims: tuple[int, ...]) -> bytes:
     """A ValueInfoProto with another shape; its element type and all else stay."""
-    shape = _message(2, b"".join(_message(1, _tag(1, _VARINT) + _varint(d)) for d in dims))
+    shape = message(2, b"".join(message(1, integer(1, d)) for d in dims))
 
-    def changed(field: _Field, path: tuple[int, ...]) -> bytes:
+    def changed(field: Field, path: tuple[int, ...]) -> bytes:
         parts = []
-        for inner in _fields(data, field.value, field.end):
-            if inner.number == path[0] and inner.kind == _BYTES:
+        for inner in fields(data, field.value, field.end):
+            if inner.number == path[0] and inner.kind == BYTES:
                 parts.append(
-                    shape if len(path) == 1 else _message(path[0], changed(inner, path[1:]))
+                    shape if len(path) == 1 else message(path[0], changed(inner, path[1:]))
                 )
             else:
                 parts.append(bytes(data[inner.start : inner.end]))
@@ -159,87 +155,31 @@ def _with_shape(data: memoryview, info: _Field, dims: tuple[int, ...]) -> bytes:
     return changed(info, (2, 1, 2))
 
 
-def _value_info(data: memoryview, info: _Field) -> tuple[str, tuple[int, ...]]:
+def _value_info(data: memoryview, info: Field) -> tuple[str, tuple[int, ...]]:
     """Name and dimensions of a ValueInfoProto; no dimensions for what is no tensor."""
     name, dims = _text(data, info, 1), []
-    for kind in _within(data, info, 2):
-        for tensor in _within(data, kind, 1):
-            for shape in _within(data, tensor, 2):
-                dims += [_dimension(data, dim) for dim in _within(data, shape, 1)]
+    for kind in within(data, info, 2):
+        for tensor in within(data, kind, 1):
+            for shape in within(data, tensor, 2):
+                dims += [_dimension(data, dim) for dim in within(data, shape, 1)]
     return name, tuple(dims)
 
 
-def _dimension(data: memoryview, dim: _Field) -> int:
+def _dimension(data: memoryview, dim: Field) -> int:
     size = -1
-    for field in _fields(data, dim.value, dim.end):
-        if field.number == 1 and field.kind == _VARINT:
-            size, _ = _read_varint(data, field.value, field.end)
+    for field in fields(data, dim.value, dim.end):
+        if field.number == 1 and field.kind == VARINT:
+            size, _ = read_varint(data, field.value, field.end)
     return size if 0 < size <= _MAX_DIMENSION else -1
 
 
-def _within(data: memoryview, message: _Field, number: int) -> list[_Field]:
-    fields = _fields(data, message.value, message.end)
-    return [f for f in fields if f.number == number and f.kind == _BYTES]
-
-
-def _text(data: memoryview, message: _Field, number: int) -> str:
-    found = _within(data, message, number)
+def _text(data: memoryview, message: Field, number: int) -> str:
+    found = within(data, message, number)
     return bytes(data[found[-1].value : found[-1].end]).decode(errors="replace") if found else ""
 
 
-def _fields(data: memoryview, at: int, end: int) -> Iterator[_Field]:
-    """The fields of the message between two offsets. Raises `_WireError`."""
-    while at < end:
-        start = at
-        key, at = _read_varint(data, at, end)
-        number, kind = key >> 3, key & 7
-        value = at
-        if kind == _VARINT:
-            _, at = _read_varint(data, at, end)
-        elif kind == _BYTES:
-            length, value = _read_varint(data, at, end)
-            at = value + length
-        elif kind in (_FIXED64, _FIXED32):
-            at += 8 if kind == _FIXED64 else 4
-        else:
-            raise _WireError
-        if at > end or not number:
-            raise _WireError
-        yield _Field(number, kind, start, value, at)
-
-
-def _read_varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
-    value = 0
-    for count in range(_MAX_VARINT):
-        if at >= end:
-            raise _WireError
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << (7 * count)
-        if byte < 0x80:
-            return value, at
-    raise _WireError
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _tag(number: int, kind: int = _BYTES) -> bytes:
-    return _varint(number << 3 | kind)
-
-
-def _message(number: int, content: bytes) -> bytes:
-    return _tag(number) + _varint(len(content)) + content
-
-
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[memoryview, _Field]]:
+def _opened(path: Path) -> Iterator[tuple[memoryview, Field]]:
     """The bytes of a model file, mapped, and its graph; errors become `RuntimeLoadError`."""
     damaged = RuntimeLoadError("the model file is damaged, or is no ONNX model")
     try:
@@ -249,9 +189,9 @@ def _opened(path: Path) -> Iterator[tuple[memoryview, _Field]]:
     except (OSError, ValueError) as error:
         raise RuntimeLoadError(f"the model file cannot be read: {error}") from None
     try:
-        graphs = [f for f in _fields(data, 0, len(data)) if (f.number, f.kind) == (_GRAPH, _BYTES)]
+        graphs = [f for f in fields(data, 0, len(data)) if (f.number, f.kind) == (_GRAPH, BYTES)]
         if len(graphs) != 1:
             raise damaged
         yield data, graphs[0]
-    except _WireError:
+    except WireError:
         raise damaged from None

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import re
 import resource
 import signal
 import statistics
@@ -49,6 +50,9 @@ MUST_BEAT_CPU = 0.8
 _STDERR_BYTES = 64 * 1024
 _NICE = 5
 _PR_SET_PDEATHSIG = 1
+_LOGGED_ERROR = re.compile(
+    r"\[E:onnxruntime:[^\]]*\] (?:.*?\[ONNXRuntimeError\] : \d+ : \w+ : )?([^\x1b\n]*)"
+)
 
 
 class TrialTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +73,9 @@ class TrialTask(msgspec.Struct, frozen=True, kw_only=True):
 
 class TrialOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What came of it. `milliseconds` is the median of the timed runs, None where no input could
-    be made up; `memory_bytes` what the process grew by; `agrees` is true without golden cases."""
+    be made up; `memory_bytes` what the process grew by; `agrees` is true without golden cases.
+    `complaint` is what the runtime's log said last of an error, which tells why a provider was
+    not used."""
 
     providers: tuple[str, ...]
     placement: Placement
@@ -80,6 +86,7 @@ class TrialOutcome(msgspec.Struct, frozen=True, kw_only=True):
     golden_error: float | None = None
     agrees: bool = True
     compiled_here: bool = False
+    complaint: str = ""
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,7 +180,8 @@ def _verdict(task: TrialTask, code: int, answer: bytes, said: str) -> TrialOutco
         except msgspec.DecodeError:
             decoded = _Answer(error=f"{_first(task)} ended its trial without an answer")
         if decoded.outcome is not None:
-            return decoded.outcome
+            complaint = explain(said) or _last_error(said)
+            return msgspec.structs.replace(decoded.outcome, complaint=complaint)
         raise RuntimeLoadError(explain(f"{said}\n{decoded.error}") or decoded.error)
     if code == -signal.SIGKILL:
         raise RuntimeLoadError(
@@ -285,6 +293,12 @@ def _tail(path: Path) -> str:
 def _last_line(said: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return "".join(c for c in lines[-1] if c.isprintable())[:200] if lines else ""
+
+
+def _last_error(said: str) -> str:
+    """The last error in ONNX Runtime's log, "[E:onnxruntime:, file.cc:1 Function] text"."""
+    found = _LOGGED_ERROR.findall(said)
+    return "".join(c for c in found[-1] if c.isprintable())[:200] if found else ""
 
 
 def _signal_name(number: int) -> str:

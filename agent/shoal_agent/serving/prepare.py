@@ -281,7 +281,7 @@ class Preparer:
             )
         )
         if candidate.provider_set.accelerated and not outcome.placement.is_accelerated:
-            raise RuntimeLoadError(_not_placed(outcome.placement))
+            raise RuntimeLoadError(_not_placed(outcome.placement, outcome.complaint))
         if not outcome.agrees:
             raise RuntimeLoadError(_disagrees(outcome.golden_error))
         return outcome
@@ -380,12 +380,13 @@ def _shapes(goal: ModelGoal, golden: Golden | None) -> dict[str, tuple[int, ...]
         return {}  # Profiling says what is wrong with the option.
 
 
-def _not_placed(placement: Placement) -> str:
+def _not_placed(placement: Placement, complaint: str = "") -> str:
+    text = "the model does not run on the accelerator: it is as slow as on the CPU"
     if placement.nodes:
         total = sum(placement.nodes.values())
         fast = round(placement.accelerated * total)
-        return f"only {fast} of {total} nodes run on the accelerator"
-    return "the model does not run on the accelerator: it is as slow as on the CPU"
+        text = f"{fast or 'none'} of {total} nodes run on the accelerator"
+    return f"{text}: {complaint}" if complaint else text
 
 
 def _disagrees(error: float | None) -> str:

@@ -262,7 +262,7 @@ async def test_a_required_accelerator_fails_instead(world: World) -> None:
 @pytest.mark.parametrize(
     ("placement", "reason"),
     [
-        (of_nodes({NPU: 1, CPU: 3}), "only 1 of 4 nodes run on the accelerator"),
+        (of_nodes({NPU: 1, CPU: 3}), "1 of 4 nodes run on the accelerator"),
         (
             Placement(accelerated=0.0, proof=Proof.TIMING),
             "does not run on the accelerator: it is as slow as on the CPU",

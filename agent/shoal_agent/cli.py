@@ -130,7 +130,8 @@ def _doctor(config: AgentConfig, options: argparse.Namespace) -> int:
     from shoal_agent.runtimes.registry import RuntimeRegistry
     from shoal_agent.service.doctor import examine, format_findings
 
-    findings = examine(config, detect(), RuntimeRegistry.discover().infos())
+    board = detect()
+    findings = asyncio.run(examine(config, board, RuntimeRegistry.discover(board.facts)))
     print(format_findings(findings) if options.output == "table" else _json(findings))
     return 1 if any(f.blocks and not f.ok for f in findings) else 0
 

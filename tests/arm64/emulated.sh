@@ -42,7 +42,6 @@ fi
 # Resolved and downloaded outside: the emulation is slow, and wheels are all that is allowed.
 "$uv" pip compile pyproject.toml tests/arm64/requirements.in --extra cpu --quiet --no-header --no-annotate \
   --python-platform aarch64-manylinux_2_35 --python-version 3.11 --only-binary :all: -o "$folder/pins.txt"
-python=$root/opt/shoal/bin/python
 if ! cmp -s "$folder/pins.txt" "$root/opt/pins.txt"; then
   rm -rf "$root/opt/shoal"
   mkdir -p "$root/opt/shoal/lib"
@@ -54,9 +53,10 @@ rm -rf "$root/opt/src"
 mkdir -p "$root/opt/src"
 cp -r agent shared tests pyproject.toml "$root/opt/src"
 
+printf '%s\n' /opt/shoal/lib /opt/src/agent /opt/src/shared >"$root/usr/local/lib/python3.11/dist-packages/shoal.pth"
+
 mountpoint -q "$root/proc" || mount -t proc proc "$root/proc"
 trap 'umount "$root/proc"' EXIT
 echo "agent and shared on $(chroot "$root" uname -m):"
 chroot "$root" env -i PATH=/usr/bin:/bin HOME=/root LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 \
-  PYTHONPATH=/opt/shoal/lib:/opt/src/agent:/opt/src/shared:/opt/src/simulators \
   bash -c 'cd /opt/src && python3 -m pytest -q -p no:cacheprovider --timeout 600 tests/unit/shoal_agent tests/unit/shoal_shared'

@@ -60,11 +60,15 @@ class RuntimeRegistry:
                 return runtime.version
         return ""
 
+    def peculiarities(self) -> tuple[str, ...]:
+        """What the operator must know of the runtimes that are there, one sentence each."""
+        return tuple(runtime.note for runtime in self._runtimes if runtime.note)
+
     def notes(self) -> tuple[str, ...]:
         """One sentence for each runtime that is missing or installed in a way that breaks."""
         formats = {fmt for info in self.infos() for fmt in info.formats}
         notes = [_missing(fmt) for fmt in _REMEDIES if fmt not in formats]
-        notes += filter(None, (runtime.note for runtime in self._runtimes))
+        notes += self.peculiarities()
         distributions = installed_distributions()
         if len(distributions) > 1:
             notes.append(

@@ -11,19 +11,22 @@ _UNDEFINED = re.compile(r"(?:symbol lookup error|undefined symbol): ?([\w@.]+)")
 _GLIBC = re.compile(r"version `(GLIBC(?:XX)?_[\d.]+)' not found")
 
 _CANN = "install CANN 8.x and source its set_env.sh"
-_JETPACK = "on a Jetson: sudo apt install nvidia-jetpack"
+_JETPACK = "on a Jetson, sudo apt install nvidia-jetpack"
 
 # Libraries by the beginning of their names: CANN's from its "ascend-toolkit" layout, CUDA's from
 # the requirements of ONNX Runtime's CUDA and TensorRT providers, Qualcomm's from the AI Engine
 # Direct SDK, Android's and OpenCL's from the vendors' board support packages.
 _LIBRARIES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"libascendcl|libacl_|libge_|libopapi|libhccl|libascend"), _CANN),
-    (re.compile(r"libcudnn\w*\.so\.(?P<n>\d+)"), f"install cuDNN {{n}} ({_JETPACK})"),
-    (re.compile(r"libcufft\.so\.12"), f"install CUDA 13 ({_JETPACK})"),
-    (re.compile(r"libcufft\.so\.11"), f"install CUDA 12 ({_JETPACK})"),
-    (re.compile(r"libcu\w+\.so\.(?P<n>1[1-9])"), f"install CUDA {{n}} ({_JETPACK})"),
-    (re.compile(r"libcu\w+\.so"), f"install CUDA ({_JETPACK})"),
-    (re.compile(r"libnv(infer|onnxparser)\w*\.so\.(?P<n>\d+)"), "install TensorRT {n}"),
+    (re.compile(r"libcudnn\w*\.so\.(?P<n>\d+)"), f"install cuDNN {{n}}; {_JETPACK}"),
+    (re.compile(r"libcufft\.so\.12"), f"install CUDA 13; {_JETPACK}"),
+    (re.compile(r"libcufft\.so\.11"), f"install CUDA 12; {_JETPACK}"),
+    (re.compile(r"libcu\w+\.so\.(?P<n>1[1-9])"), f"install CUDA {{n}}; {_JETPACK}"),
+    (re.compile(r"libcu\w+\.so"), f"install CUDA; {_JETPACK}"),
+    (
+        re.compile(r"libnv(infer|onnxparser)\w*\.so\.(?P<n>\d+)"),
+        f"install TensorRT {{n}}; {_JETPACK}",
+    ),
     (re.compile(r"libnvdla|libnvos|libnvrm"), "start the container with --runtime nvidia"),
     (re.compile(r"libcdsprpc|libadsprpc"), "install the board's FastRPC libraries"),
     (re.compile(r"libQnn|libqnn"), "install Qualcomm AI Engine Direct (QNN) 2.x"),

@@ -13,11 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import msgspec
-
 from shoal_agent.boards.base import Board
 from shoal_agent.config import AgentConfig
+from shoal_agent.runtimes.base import RuntimeLoadError
 from shoal_agent.runtimes.onnx import installed_distributions
+from shoal_agent.runtimes.registry import RuntimeRegistry
+from shoal_agent.runtimes.trial import try_in_child
+from shoal_agent.service.accelerators import (
+    Trial,
+    check_accelerators,
+    check_coverage,
+    check_drivers,
+    check_inference,
+    check_notes,
+)
+from shoal_agent.service.finding import Finding, pip
 from shoal_agent.updates.store import disk_free
 from shoal_shared.messages import RuntimeInfo
 
@@ -27,25 +37,26 @@ _LOW_FREE_BYTES = 2 * 1024 * 1024 * 1024
 _MIN_PYTHON = (3, 10)
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One check. `remedy` is the command that mends it; `blocks` says that nothing runs before."""
-
-    check: str
-    ok: bool
-    detail: str
-    remedy: str = ""
-    blocks: bool = False
-
-
-def examine(
-    config: AgentConfig, board: Board, runtimes: Sequence[RuntimeInfo]
+async def examine(
+    config: AgentConfig, board: Board, registry: RuntimeRegistry, trial: Trial = try_in_child
 ) -> tuple[Finding, ...]:
-    """Check everything; takes a few seconds where the network is away."""
+    """Check everything; takes a few seconds, and some more where the network is away."""
+    facts, runtimes = board.facts, registry.infos()
+    try:
+        sets = registry.provider_sets("onnx", {})
+    except RuntimeLoadError:
+        sets = ()
     return (
         check_board(board),
+        check_accelerators(facts),
+        check_drivers(facts),
+        *check_notes(facts),
         check_python(sys.version_info[:2]),
         check_runtimes(runtimes),
+        *(Finding(check="runtimes", ok=True, detail=note) for note in registry.peculiarities()),
         check_distributions(tuple(installed_distributions())),
+        check_coverage(facts, sets, sys.version_info[:2]),
+        *await check_inference(registry, trial),
         check_state_dir(config.state_dir),
         check_disk(config.state_dir),
         check_broker(*config.broker_address),
@@ -81,7 +92,7 @@ def check_runtimes(runtimes: Sequence[RuntimeInfo]) -> Finding:
             check="runtimes",
             ok=False,
             detail="no inference runtime is installed",
-            remedy=_pip("install 'shoal[cpu]'"),
+            remedy=pip("install 'shoal[cpu]'"),
             blocks=True,
         )
     detail = "; ".join(
@@ -102,7 +113,7 @@ def check_distributions(found: Sequence[str]) -> Finding:
         check=name,
         ok=False,
         detail=f"{' and '.join(found)} overwrite one another: keep the one for this board",
-        remedy=f"{_pip('uninstall -y ' + ' '.join(found))} && {_pip('install ' + special[0])}",
+        remedy=f"{pip('uninstall -y ' + ' '.join(found))} && {pip('install ' + special[0])}",
         blocks=True,
     )
 
@@ -190,7 +201,3 @@ def format_findings(findings: Sequence[Finding]) -> str:
         if finding.remedy:
             lines.append(f"{'':<8} mend it with: {finding.remedy}")
     return "\n".join(lines)
-
-
-def _pip(arguments: str) -> str:
-    return f"{shlex.quote(sys.executable)} -m pip {arguments}"

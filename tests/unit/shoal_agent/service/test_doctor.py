@@ -8,7 +8,6 @@ import pytest
 
 from shoal_agent.service import doctor
 from shoal_agent.service.doctor import (
-    Finding,
     check_broker,
     check_disk,
     check_distributions,
@@ -18,6 +17,7 @@ from shoal_agent.service.doctor import (
     check_state_dir,
     format_findings,
 )
+from shoal_agent.service.finding import Finding
 from shoal_shared.messages import RuntimeInfo
 
 

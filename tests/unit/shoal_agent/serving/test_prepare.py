@@ -254,7 +254,7 @@ async def test_no_accelerator_falls_back_and_says_why(world: World) -> None:
 
 async def test_a_required_accelerator_fails_instead(world: World) -> None:
     world.broken = {("reference", "qnn-htp"): "libascendcl.so not found: install CANN 8.x"}
-    with pytest.raises(RuntimeLoadError, match="libascendcl.so not found: install CANN 8.x"):
+    with pytest.raises(RuntimeLoadError, match=r"libascendcl\.so not found: install CANN 8\.x"):
         await world.prepare(goal(require_accelerator=True))
     assert world.loads == []
 

@@ -25,6 +25,7 @@ from shoal_agent.service.notify import Notifier
 from shoal_agent.service.status import AgentStatus, write_status
 from shoal_agent.service.version import agent_version
 from shoal_agent.serving.service import InferenceService
+from shoal_agent.updates.compiled import SharedCompiledCode
 from shoal_agent.updates.fetch import Artifacts, HttpArtifacts
 from shoal_agent.updates.journal import FileJournal, Journal
 from shoal_agent.updates.records import FileRecords
@@ -72,6 +73,9 @@ def build_agent(
         or InferenceService(
             registry,
             clock=clock,
+            compiled=SharedCompiledCode(
+                config.state_dir / "compiled", config.server, config.device, rng=rng
+            ),
             records=FileRecords(config.state_dir / "records.json"),
             target=facts.target,
             driver=" ".join(f"{k} {v}" for k, v in sorted(facts.toolkits.items())),

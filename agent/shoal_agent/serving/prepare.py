@@ -18,7 +18,7 @@ from shoal_agent.runtimes.trial import TrialOutcome, TrialTask
 from shoal_agent.serving.records import Record, Records, record_key
 from shoal_agent.serving.variants import Candidate, Choice, choose, described
 from shoal_shared.clock import Clock
-from shoal_shared.compiled import CompileKey
+from shoal_shared.compiled import MAX_FIELD, CompileKey
 from shoal_shared.golden import Golden, GoldenError, agrees, decode
 from shoal_shared.messages import REFERENCE, ModelGoal, VariantGoal
 from shoal_shared.placement import Placement, Proof
@@ -62,6 +62,9 @@ class CompiledCode(Protocol):
     async def collect(self, keep: Collection[str]) -> None:
         """Drop folders of model files whose digests are not in `keep`."""
 
+    async def close(self) -> None:
+        """End what goes on in the background."""
+
 
 class NoCompiledCode:
     """Keeps nothing: for runtimes that compile nothing. What is compiled is compiled in vain."""
@@ -76,6 +79,9 @@ class NoCompiledCode:
         pass
 
     async def collect(self, keep: Collection[str]) -> None:
+        pass
+
+    async def close(self) -> None:
         pass
 
 
@@ -191,6 +197,10 @@ class Preparer:
     async def collect(self, keep: Collection[str]) -> None:
         """Drop compiled code of files whose digests are not in `keep`."""
         await self._compiled.collect(keep)
+
+    async def close(self) -> None:
+        """End what goes on in the background."""
+        await self._compiled.close()
 
     def describe(self, candidate: Candidate) -> str:
         """What runs a candidate, as "onnxruntime 1.32.0 qnn-htp"."""
@@ -343,7 +353,7 @@ class Preparer:
             target=providers.target or self._target,
             provider_set=providers.name,
             runtime=self._registry.runtime_version(candidate.file.format),
-            driver=self._driver,
+            driver=_bounded(self._driver),
             settings=hashlib.sha256(msgspec.json.encode(settings, order="sorted")).hexdigest(),
         )
 
@@ -358,6 +368,11 @@ def _read_golden(
         return decode(files[goal.golden.digest].read_bytes()), ()
     except (OSError, GoldenError) as error:
         return None, (f"the golden outputs cannot be used, so nothing was compared: {error}",)
+
+
+def _bounded(text: str) -> str:
+    """`text`, or a digest of it where it is too long for a key."""
+    return text if len(text) <= MAX_FIELD else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _unchecked(job: _Job, candidate: Candidate) -> tuple[str, ...]:

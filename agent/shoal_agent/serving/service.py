@@ -284,6 +284,7 @@ class InferenceService:
             residents = list(self._models.values())
             self._models.clear()
             await asyncio.gather(*map(self._retire, residents))
+            await self._preparer.close()
             self._accelerator.close()
 
     async def _load(

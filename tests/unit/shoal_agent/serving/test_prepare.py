@@ -150,6 +150,9 @@ class World:
     async def collect(self, keep: Collection[str]) -> None:
         self.compiled.append("collect")
 
+    async def close(self) -> None:
+        self.compiled.append("close")
+
     def get(self, key: str) -> Record | None:
         return self.records.get(key)
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st

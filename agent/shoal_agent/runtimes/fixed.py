@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from shoal_agent.runtimes.base import LoadedModel, RuntimeShapeError
+from shoal_agent.runtimes.base import LoadedModel, RuntimeInputError, RuntimeShapeError
 from shoal_shared.placement import Placement
 from shoal_shared.signature import ModelSignature
 from shoal_shared.tensors import NUMPY, Array
@@ -17,7 +17,8 @@ class FixedBatch:
     repetitions of its last item, whose outputs are dropped.
 
     `signature` is what requests are checked against. Where its batch dimension is not free,
-    inputs are passed on. Other shapes than the compiled ones raise `RuntimeShapeError`.
+    inputs are passed on as they are. Other shapes than the compiled ones raise
+    `RuntimeShapeError`.
     """
 
     def __init__(self, model: LoadedModel, signature: ModelSignature) -> None:
@@ -54,15 +55,21 @@ class FixedBatch:
         self._model.close()
 
     def _items(self, inputs: Mapping[str, Array]) -> int:
-        """Items in the batch, after a check of all other dimensions."""
+        """Items in the batch, after a check of all dimensions."""
         first = 1 if self._size else 0
         for name, shape in self._shapes.items():
-            if inputs[name].shape[first:] != shape[first:]:
+            given = inputs[name].shape
+            if given[first:] != shape[first:] or len(given) != len(shape):
                 raise RuntimeShapeError(
                     f"this device compiled the model for '{name}' of {list(shape)}, not of "
-                    f"{list(inputs[name].shape)}"
+                    f"{list(given)}"
                 )
-        return int(next(iter(inputs.values())).shape[0]) if self._size else 0
+        if not self._size:
+            return 0
+        items = {inputs[name].shape[0] for name in self._shapes}
+        if len(items) > 1:
+            raise RuntimeInputError("the inputs differ in their batch dimension")
+        return int(items.pop())
 
     def _part(self, array: Array, at: int) -> Array:
         part = array[at : at + self._size]

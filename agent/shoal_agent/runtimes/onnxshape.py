@@ -97,13 +97,18 @@ def fix_shapes(source: Path, target: Path, shapes: Shapes) -> None:
                 f"{', '.join(known)[:300]}"
             )
     fixed = {name: _fixed(name, dims, shapes.get(name)) for name, dims in known.items()}
-    with _opened(source) as (data, graph), target.open("wb") as out:
+    with _opened(source) as (data, graph):
         parts = list(_rewritten(data, graph, fixed))
-        out.write(data[: graph.start])
-        out.write(tag(_GRAPH) + varint(sum(map(len, parts))))
-        for part in parts:
-            out.write(part)
-        out.write(data[graph.end :])
+        try:
+            with target.open("wb") as out:
+                out.write(data[: graph.start])
+                out.write(tag(_GRAPH) + varint(sum(map(len, parts))))
+                out.writelines(parts)
+                out.write(data[graph.end :])
+        except OSError as error:
+            raise RuntimeLoadError(
+                f"the model with fixed shapes cannot be written: {error.strerror}"
+            ) from error
 
 
 def _fixed(name: str, dims: tuple[int, ...], wanted: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -181,17 +186,19 @@ def _text(data: memoryview, message: Field, number: int) -> str:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[memoryview, Field]]:
     """The bytes of a model file, mapped, and its graph; errors become `RuntimeLoadError`."""
-    damaged = RuntimeLoadError("the model file is damaged, or is no ONNX model")
+    damaged = "the model file is damaged, or is no ONNX model"
     try:
         with path.open("rb") as file:
             # Unmapped when the last slice of it is gone.
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:
-        raise RuntimeLoadError(f"the model file cannot be read: {error}") from None
+    except OSError as error:
+        raise RuntimeLoadError(f"the model file cannot be read: {error.strerror}") from error
+    except ValueError:  # Nothing to map.
+        raise RuntimeLoadError("the model file is empty") from None
     try:
         graphs = [f for f in fields(data, 0, len(data)) if (f.number, f.kind) == (_GRAPH, BYTES)]
         if len(graphs) != 1:
-            raise damaged
+            raise RuntimeLoadError(damaged)
         yield data, graphs[0]
     except WireError:
-        raise damaged from None
+        raise RuntimeLoadError(damaged) from None

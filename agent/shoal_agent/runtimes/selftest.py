@@ -1,7 +1,11 @@
-"""A tiny model that every provider can run, to see whether one does: relu(x · w + b)."""
+"""Tiny models that every provider can run, to see whether one does.
+
+relu(x · w + b) as ONNX, relu(x + x) as TFLite.
+"""
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,22 +18,40 @@ _IR_VERSION, _OPSET = 8, 13
 _FLOAT = 1  # onnx.TensorProto.FLOAT
 _INPUTS, _OUTPUTS = 16, 8
 
+# Written with the schema of ai-edge-litert: one ADD of x with itself, with a fused RELU.
+_TFLITE = base64.b64decode(
+    b"GAAAAFRGTDMAAA4AFAAQAAwACAAAAAQADgAAABAAAAAYAAAA9AAAAAMAAAABAAAABAAAABT///8BAAAAEAAAAAwA"
+    b"FAAQAAwACAAEAAwAAAAQAAAAXAAAAGAAAABkAAAAAQAAABQAAAAAAA4AFgAAABAADAALAAQADgAAABgAAAAAAAAL"
+    b"GAAAABwAAAAAAAYACAAHAAYAAAAAAAABAQAAAAEAAAACAAAAAAAAAAAAAAABAAAAAQAAAAEAAAAAAAAAAgAAADQA"
+    b"AAAEAAAA4P///wgAAAAMAAAAAQAAAHkAAAACAAAAAQAAABAAAAAMAAwACAAAAAAABAAMAAAACAAAAAwAAAABAAAA"
+    b"eAAAAAIAAAABAAAAEAAAAAEAAAAIAAAABAAEAAQAAAA="
+)
+
 
 @dataclass(frozen=True)
 class SelfTest:
-    """An ONNX file, and what it must answer."""
+    """A model file, and what it must answer."""
 
     model: bytes
     golden: Golden
 
 
-def self_test() -> SelfTest:
-    """The model with fixed shapes, x of [1, 16] to y of [1, 8], all FP32; always the same."""
+def self_test(model_format: str = "onnx") -> SelfTest:
+    """The model of a format, "onnx" or "tflite"; always the same, FP32 with fixed shapes.
+
+    ONNX from x of [1, 16] to y of [1, 8], TFLite from x of [1, 16] to y of [1, 16].
+    """
     rng = np.random.default_rng(7)
     weights = rng.uniform(-1, 1, (_INPUTS, _OUTPUTS)).astype("<f4")
     bias = rng.uniform(-1, 1, _OUTPUTS).astype("<f4")
     x = rng.uniform(-1, 1, (1, _INPUTS)).astype("<f4")
+    if model_format == "tflite":
+        return SelfTest(_TFLITE, Golden((Case({"x": x}, {"y": np.maximum(x + x, 0)}),)))
     y = np.maximum(x @ weights + bias, 0)
+    return SelfTest(_onnx(weights, bias), Golden((Case({"x": x}, {"y": y}),)))
+
+
+def _onnx(weights: Array, bias: Array) -> bytes:
     graph = b"".join(
         [
             _node("MatMul", ("x", "w"), "m"),
@@ -38,12 +60,11 @@ def self_test() -> SelfTest:
             message(2, b"selftest"),
             message(5, _tensor("w", weights)),
             message(5, _tensor("b", bias)),
-            message(11, _value("x", x.shape)),
-            message(12, _value("y", y.shape)),
+            message(11, _value("x", (1, _INPUTS))),
+            message(12, _value("y", (1, _OUTPUTS))),
         ]
     )
-    model = integer(1, _IR_VERSION) + message(7, graph) + message(8, integer(2, _OPSET))
-    return SelfTest(model, Golden((Case({"x": x}, {"y": y}),)))
+    return integer(1, _IR_VERSION) + message(7, graph) + message(8, integer(2, _OPSET))
 
 
 # Field numbers are those of onnx.proto: NodeProto, TensorProto, ValueInfoProto.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import os
 import platform
@@ -15,7 +16,6 @@ from urllib.parse import urlsplit
 
 from shoal_agent.boards.base import Board
 from shoal_agent.config import AgentConfig
-from shoal_agent.runtimes.base import RuntimeLoadError
 from shoal_agent.runtimes.onnx import installed_distributions
 from shoal_agent.runtimes.registry import RuntimeRegistry
 from shoal_agent.runtimes.trial import try_in_child
@@ -26,6 +26,7 @@ from shoal_agent.service.accelerators import (
     check_drivers,
     check_inference,
     check_notes,
+    provider_sets,
 )
 from shoal_agent.service.finding import Finding, pip
 from shoal_agent.updates.store import disk_free
@@ -37,26 +38,27 @@ _LOW_FREE_BYTES = 2 * 1024 * 1024 * 1024
 _MIN_PYTHON = (3, 10)
 
 
+# TensorRT takes a minute on the smallest boards; a driver that hangs takes forever.
+_trial = functools.partial(try_in_child, timeout_s=180.0)
+
+
 async def examine(
-    config: AgentConfig, board: Board, registry: RuntimeRegistry, trial: Trial = try_in_child
+    config: AgentConfig, board: Board, registry: RuntimeRegistry, trial: Trial = _trial
 ) -> tuple[Finding, ...]:
     """Check everything; takes a few seconds, and some more where the network is away."""
-    facts, runtimes = board.facts, registry.infos()
-    try:
-        sets = registry.provider_sets("onnx", {})
-    except RuntimeLoadError:
-        sets = ()
+    facts, sets = board.facts, provider_sets(registry)
+    python, distributions = sys.version_info[:2], tuple(installed_distributions())
     return (
         check_board(board),
         check_accelerators(facts),
         check_drivers(facts),
         *check_notes(facts),
-        check_python(sys.version_info[:2]),
-        check_runtimes(runtimes),
+        check_python(python),
+        check_runtimes(registry.infos()),
         *(Finding(check="runtimes", ok=True, detail=note) for note in registry.peculiarities()),
-        check_distributions(tuple(installed_distributions())),
-        check_coverage(facts, sets, sys.version_info[:2]),
-        *await check_inference(registry, trial),
+        check_distributions(distributions),
+        *check_coverage(facts, [s for _, s in sets], python, distributions),
+        *await check_inference(facts, sets, trial),
         check_state_dir(config.state_dir),
         check_disk(config.state_dir),
         check_broker(*config.broker_address),

@@ -328,13 +328,14 @@ class Preparer:
         if job.golden is None or job.goal.golden is None:
             return None
         largest = 0.0
+        halves = [spec.name for spec in model.signature.outputs if spec.datatype == "BF16"]
         for case in job.golden.cases:
             try:
                 outputs = await job.run(model, case.inputs)
             except RuntimeRunError as error:
                 raise RuntimeLoadError(f"the golden inputs cannot be run: {error}") from error
             limits = (job.goal.golden.absolute, job.goal.golden.relative)
-            fine, difference = agrees(case.outputs, outputs, *limits)
+            fine, difference = agrees(case.outputs, outputs, *limits, bfloat16=halves)
             largest = max(largest, difference)
             if not fine:
                 raise RuntimeLoadError(_disagrees(difference))

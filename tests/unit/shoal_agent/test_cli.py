@@ -62,6 +62,8 @@ def test_doctor_names_each_problem_with_its_remedy(capsys: pytest.CaptureFixture
     assert not findings["broker"]["ok"]
     assert findings["broker"]["blocks"]
     assert findings["board"]["ok"]
+    assert findings["onnx on cpu"]["ok"]
+    assert "CPUExecutionProvider" in findings["onnx on cpu"]["detail"]
     assert all(f["remedy"] for f in findings.values() if not f["ok"])
     assert cli.main(["doctor"]) == 1
     assert "mend it with: " in capsys.readouterr().out

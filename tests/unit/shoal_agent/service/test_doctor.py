@@ -5,7 +5,13 @@ import socket
 from pathlib import Path
 
 import pytest
+from support.runtimes import CpuRuntime
 
+from shoal_agent.boards.base import BoardFacts, BoardReading
+from shoal_agent.config import load_config
+from shoal_agent.runtimes.base import RuntimeLoadError
+from shoal_agent.runtimes.registry import RuntimeRegistry
+from shoal_agent.runtimes.trial import TrialOutcome, TrialTask
 from shoal_agent.service import doctor
 from shoal_agent.service.doctor import (
     check_broker,
@@ -18,7 +24,7 @@ from shoal_agent.service.doctor import (
     format_findings,
 )
 from shoal_agent.service.finding import Finding
-from shoal_shared.messages import RuntimeInfo
+from shoal_shared.messages import Accelerator, Board, RuntimeInfo
 
 
 def blocks(finding: Finding) -> bool:
@@ -88,6 +94,45 @@ def test_a_server_that_is_away_only_warns() -> None:
     assert not finding.ok
     assert not finding.blocks
     assert "new models cannot be fetched" in finding.detail
+
+
+class _Orin:
+    """A board with a GPU."""
+
+    facts = BoardFacts(
+        description=Board(family="jetson", model="Orin"),
+        cores=6,
+        memory_bytes=2**33,
+        accelerators=(Accelerator(kind="gpu", name="Ampere GPU"),),
+        notes=("The fan is stuck. Clean it.",),
+    )
+
+    def read(self) -> BoardReading:
+        return BoardReading(cpu_load=0.0, memory_used_bytes=0)
+
+    def is_throttled(self) -> bool:
+        return False
+
+
+async def test_everything_is_checked(tmp_path: Path) -> None:
+    async def trial(task: TrialTask) -> TrialOutcome:
+        raise RuntimeLoadError(f"{task.provider_set.name} is broken: use another one")
+
+    config = load_config(
+        None,
+        {},
+        {"state_dir": str(tmp_path), "broker": "127.0.0.1:1", "server": "http://127.0.0.1:1"},
+    )
+    registry = RuntimeRegistry([CpuRuntime()])
+    findings = await doctor.examine(config, _Orin(), registry, trial)
+    checks = [f.check for f in findings]
+    for check in ("board", "board note", "drivers", "python", "runtimes", "disk", "server"):
+        assert check in checks
+    problems = {f.check: f for f in findings if blocks(f)}
+    assert problems["accelerators"].detail == "no runtime that uses Ampere GPU is installed"
+    assert problems["onnx on cpu"].detail == "cpu is broken"
+    assert problems["onnx on cpu"].remedy == "use another one"
+    assert "broker" in problems
 
 
 def test_people_get_lines() -> None:

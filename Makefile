@@ -42,7 +42,7 @@ test-newest:
 
 # ONNX Runtime's distributions overwrite one another, so each has an environment of its own.
 HARDWARE_ENVS := qnn cann gpu tflite
-HARDWARE_qnn := -e .[qualcomm]
+HARDWARE_qnn := -e .[qualcomm] onnx
 HARDWARE_cann := -e .[ascend]
 HARDWARE_gpu := -e .[jetson]
 HARDWARE_tflite := -e . tflite-runtime numpy<2

@@ -14,6 +14,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from shoal_controlplane.api import problem
 from shoal_controlplane.api.idempotency import Idempotency
 from shoal_controlplane.api.limits import BodyLimit
+from shoal_controlplane.compiled.artifacts import SharedArtifacts
+from shoal_controlplane.compiled.routes import compiled_routes
+from shoal_controlplane.compiled.service import CompiledService
 from shoal_controlplane.config import ServerConfig
 from shoal_controlplane.dashboard.routes import routes as dashboard_routes
 from shoal_controlplane.database import Database
@@ -36,7 +39,6 @@ from shoal_controlplane.gateway.service import Gateway
 from shoal_controlplane.gateway.table import ServingTable
 from shoal_controlplane.metrics import FleetCollector, registry
 from shoal_controlplane.models.artifact_routes import artifact_routes
-from shoal_controlplane.models.artifacts import ArtifactStore
 from shoal_controlplane.models.routes import routes as model_routes
 from shoal_controlplane.models.service import ModelService
 from shoal_controlplane.mqtt.ingress import Ingress
@@ -57,15 +59,18 @@ class ControlPlane:
     controller: DeploymentController
     publisher: GoalPublisher
     ingress: Ingress
+    compiled: CompiledService
 
     async def start(self) -> None:
         await self.events.start()
         await self.keeper.start()
         await self.controller.start()
+        await self.compiled.start()
         self.ingress.start()
 
     async def stop(self) -> None:
         self.publisher.stop()
+        await self.compiled.stop()
         await self.controller.stop()
         await self.keeper.stop()
         await self.events.stop()
@@ -92,12 +97,13 @@ def build(
     publisher = GoalPublisher(link, topics)
 
     store = DeploymentStore(database)
-    artifacts = ArtifactStore(config.folder / "artifacts", config.max_model_bytes)
+    artifacts = SharedArtifacts(config.folder / "artifacts", config.max_model_bytes)
 
     async def in_use(name: str, version: str) -> str | None:
         return next(iter(store.using(name, version)), None)
 
     models = ModelService(database, artifacts, in_use)
+    compiled = CompiledService(database, artifacts, models, time.time)
     table = ServingTable()
     controller = DeploymentController(
         store,
@@ -139,16 +145,17 @@ def build(
         summary="One inference endpoint out of many small devices.",
     )
     problem.install(api)
-    api.add_middleware(BodyLimit, exempt="/artifacts/")
+    api.add_middleware(BodyLimit, exempt="/artifacts/sha256/")
     api.include_router(device_routes(devices))
     api.include_router(model_routes(models, idempotency))
     api.include_router(artifact_routes(artifacts))
+    api.include_router(compiled_routes(compiled))
     api.include_router(deployment_routes(deployments, idempotency))
     api.include_router(event_routes(events))
     api.include_router(dashboard_routes())
     _add_health(api, link, registry(collector))
     app = _front(InferenceApp(gateway, max_body=config.max_body_bytes), api)
-    return ControlPlane(app, gateway, events, keeper, controller, publisher, ingress)
+    return ControlPlane(app, gateway, events, keeper, controller, publisher, ingress, compiled)
 
 
 def _route_presence(dispatcher: Dispatcher, router: Router) -> Listener:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import shoal_controlplane.events.tables  # noqa: F401  tables register themselve
 from shoal_controlplane.database import Database
 from shoal_controlplane.errors import NotFoundError
 from shoal_controlplane.gateway.table import version_key
+from shoal_controlplane.models.variants import Variant
 from shoal_controlplane.models.version import ModelVersion
 from shoal_shared.messages import (
     Board,
@@ -123,6 +125,19 @@ def model_version(name: str = "cat", version: str = "1", **changes: Any) -> Mode
         "created_at": 0.0,
     }
     return ModelVersion(name=name, version=version, **facts | changes)
+
+
+def variant(name: str, **changes: Any) -> Variant:
+    """One more file of a model; every name has a digest of its own."""
+    facts: dict[str, Any] = {
+        "digest": "sha256:" + sha256(name.encode()).hexdigest(),
+        "size": 4 * MB,
+        "format": "onnx",
+        "target": "",
+        "note": "",
+        "created_at": 0.0,
+    }
+    return Variant(name=name, **facts | changes)
 
 
 def status(state: Presence = ONLINE, boot: str = "b1") -> Status:

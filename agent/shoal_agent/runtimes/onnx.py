@@ -6,6 +6,7 @@ import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
+import logging
 import platform
 import tempfile
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from shoal_agent.runtimes.base import (
 )
 from shoal_agent.runtimes.common import sentence
 from shoal_agent.runtimes.fixed import FixedBatch
+from shoal_agent.runtimes.onnxfolder import InFolder
 from shoal_agent.runtimes.onnxsession import SessionOpener
 from shoal_agent.runtimes.onnxshape import Dims, checked_static_shapes, fix_shapes, read_dims
 from shoal_agent.runtimes.providers import QNN, board_sets, simulator_note, with_options
@@ -31,6 +33,8 @@ from shoal_shared.messages import RuntimeInfo
 from shoal_shared.placement import Placement
 from shoal_shared.signature import ModelSignature, TensorSpec
 from shoal_shared.tensors import Array
+
+logger = logging.getLogger("runtimes")
 
 DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("CPUExecutionProvider",),
@@ -149,22 +153,48 @@ class OnnxRuntime:
             raise RuntimeLoadError(
                 f"ONNX Runtime is installed but cannot be imported: {sentence(error)}"
             ) from error
-        opener = SessionOpener(ort, options, chosen, self._machine)
-        if not chosen.static:
-            session, placement = opener.open(path, compiled)
-            return _OnnxModel(session, _signature(session), ort.OrtValue, placement)
+        opener = SessionOpener(ort, options, chosen)
+        if not (chosen.static or chosen.compiles):
+            return _opened(ort, opener, path, None)
         dims = read_dims(path)
         wanted = checked_static_shapes(options) or shapes or {}
+        is_free = any(-1 in shape for shape in dims.inputs.values())
+        if not chosen.static:
+            if not is_free:
+                return _opened(ort, opener, path, compiled)
+            if not _only_batch_is_free(dims, wanted):
+                # Code is added for each new shape, so that there is nothing to share.
+                return _opened(ort, opener, path, None)
         with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
             source = path
-            is_free = any(-1 in shape for shape in dims.inputs.values())
             if is_free and not opener.has_context(compiled):
                 source = Path(folder) / "fixed.onnx"
                 fix_shapes(path, source, wanted)
-            session, placement = opener.open(source, compiled)
-        signature = _signature(session)
-        model = _OnnxModel(session, signature, ort.OrtValue, placement)
-        return FixedBatch(model, freed(signature, dims))
+            model = _opened(ort, opener, source, compiled)
+        return FixedBatch(model, freed(model.signature, dims))
+
+
+def _opened(ort: Any, opener: SessionOpener, path: Path, compiled: Path | None) -> LoadedModel:
+    def load(folder: Path | None) -> LoadedModel:
+        session, placement = opener.open(path, folder)
+        return _OnnxModel(session, _signature(session), ort.OrtValue, placement)
+
+    if compiled is None:
+        return load(None)
+    try:
+        compiled.mkdir(parents=True, exist_ok=True)
+        return InFolder(compiled, load) if opener.works_in_folder else load(compiled)
+    except OSError as error:
+        logger.warning("compiled code is not kept: %s", error.strerror or error)
+        return load(None)
+
+
+def _only_batch_is_free(dims: Dims, wanted: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether nothing but the first dimension is free, and shapes are known that fix it."""
+    return all(
+        -1 not in shape or (-1 not in shape[1:] and name in wanted)
+        for name, shape in dims.inputs.items()
+    )
 
 
 class _OnnxModel:
@@ -291,7 +321,10 @@ def freed(signature: ModelSignature, dims: Dims) -> ModelSignature:
         )
 
     specs = signature.inputs + signature.outputs
-    is_batch = all(s.shape for s in specs) and len({s.shape[0] for s in specs}) == 1
+    sizes = {s.shape[0] if s.shape else 0 for s in specs}
+    # A file that fixes it to 1 was made for one item; another size may be no batch at all.
+    was_free = all(shape[:1] == (-1,) for shape in dims.inputs.values())
+    is_batch = len(sizes) == 1 and (was_free or sizes == {1})
     return ModelSignature(
         inputs=tuple(free(s, dims.inputs) for s in signature.inputs),
         outputs=tuple(free(s, dims.outputs) for s in signature.outputs),

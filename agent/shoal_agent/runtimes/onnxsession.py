@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from shoal_agent.runtimes.base import ProviderSet, RuntimeLoadError
 from shoal_agent.runtimes.common import sentence, thread_count
-from shoal_agent.runtimes.providers import QNN, TENSORRT
+from shoal_agent.runtimes.onnxcontext import ContextFolder, is_context
+from shoal_agent.runtimes.providers import CANN, QNN, TENSORRT
 from shoal_shared.placement import CPU_PROVIDERS, Placement, Proof, of_nodes
 
 _ERROR, _FATAL = 3, 4
@@ -25,8 +22,6 @@ _OPTIMISATION = {
     "extended": "ORT_ENABLE_EXTENDED",
     "all": "ORT_ENABLE_ALL",
 }
-_CONTEXT = "model_ctx.onnx"
-_NODES = "placement.json"
 _LIBRARIES = {QNN: "onnxruntime_qnn"}
 """Providers that come as plugins, and the package that knows where their library is."""
 
@@ -34,66 +29,58 @@ _LIBRARIES = {QNN: "onnxruntime_qnn"}
 class SessionOpener:
     """Opens one model on one provider set. Errors are `RuntimeLoadError` throughout."""
 
-    def __init__(
-        self, ort: Any, options: Mapping[str, Any], provider_set: ProviderSet, machine: str
-    ) -> None:
+    def __init__(self, ort: Any, options: Mapping[str, Any], provider_set: ProviderSet) -> None:
         self._ort = ort
         self._set = provider_set
         self._options = options
-        self._machine = machine
         self._names = [name for name, _ in provider_set.providers]
 
     def open(self, path: Path, compiled: Path | None) -> tuple[Any, Placement]:
         """A session, and where its nodes were assigned.
 
-        `compiled` is a folder with compiled code, or an empty one for it; None keeps none.
+        `compiled` is a folder with compiled code, or an empty one for it; None keeps none. Where
+        the provider `works_in_folder`, it must be the working directory, too. Raises `OSError`
+        where code cannot be put there.
         """
         if compiled is not None and self._keeps_context:
-            return self._open_with_context(path, compiled)
+            folder = ContextFolder(compiled)
+            if folder.is_filled:
+                session = self._create(folder.context, self._session_options())
+                seen = self._nodes(session)
+                return session, self._placement(seen and folder.nodes(seen), session)
+            if not is_context(path):
+                return self._compile(path, folder)
         session = self._create(path, self._session_options(), compiled)
         return session, self._placement(self._nodes(session), session)
 
     def has_context(self, compiled: Path | None) -> bool:
         """Whether a session can be opened without the model file."""
-        return compiled is not None and self._keeps_context and (compiled / _CONTEXT).exists()
+        return compiled is not None and self._keeps_context and ContextFolder(compiled).is_filled
+
+    @property
+    def works_in_folder(self) -> bool:
+        """Whether compiled code is looked for in the working directory."""
+        return CANN in self._names and self._set.compiles
 
     @property
     def _keeps_context(self) -> bool:
         return QNN in self._names and self._set.compiles
 
-    def _open_with_context(self, path: Path, compiled: Path) -> tuple[Any, Placement]:
-        """From the QNN context in the folder, else compile one into it: QNN's own format, with
-        the code beside the ONNX file so that it is mapped and not copied."""
-        if self.has_context(compiled):
-            session = self._create(compiled / _CONTEXT, self._session_options())
-            seen = self._nodes(session)
-            # The context is one node; what it was made of was counted when it was compiled.
-            made_of = _read_nodes(compiled / _NODES)
-            nodes = {**made_of, **{n: c for n, c in seen.items() if n in CPU_PROVIDERS}}
-            if not set(seen) - CPU_PROVIDERS:
-                nodes = seen
-            return session, self._placement(nodes, session)
+    def _compile(self, path: Path, folder: ContextFolder) -> tuple[Any, Placement]:
+        # With more than basic optimisations a `Shape` is left to the CPU, where it fails.
         options = self._session_options("basic")
-        compiled.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".compile-", dir=compiled) as folder:
-            made = Path(folder)
+        nodes: dict[str, int] = {}
+        with folder.filling(nodes) as context:
             options.add_session_config_entry("ep.context_enable", "1")
-            options.add_session_config_entry("ep.context_file_path", str(made / _CONTEXT))
+            options.add_session_config_entry("ep.context_file_path", str(context))
             options.add_session_config_entry("ep.context_embed_mode", "0")
             session = self._create(path, options)
-            nodes = self._nodes(session)
-            if (made / _CONTEXT).exists():
-                accelerated = {n: c for n, c in nodes.items() if n not in CPU_PROVIDERS}
-                (made / _NODES).write_bytes(msgspec.json.encode(accelerated))
-                # The context comes last: it is what tells that all is there.
-                for file in sorted(made.iterdir(), key=lambda f: f.name == _CONTEXT):
-                    shutil.move(file, compiled / file.name)
+            nodes |= self._nodes(session)
         return session, self._placement(nodes, session)
 
     def _create(self, path: Path, options: Any, compiled: Path | None = None) -> Any:
         providers = [
-            (name, {**settings, **self._cache(name, compiled)})
-            for name, settings in self._set.providers
+            (name, {**settings, **_cache(name, compiled)}) for name, settings in self._set.providers
         ]
         arguments: dict[str, Any] = {"sess_options": options}
         if QNN in self._names:
@@ -101,8 +88,12 @@ class SessionOpener:
         else:
             # Without the fallback, a provider that cannot be made raises, or is left out.
             arguments |= {"providers": providers, "enable_fallback": 0}
+        model: str | bytes = os.fspath(path)
+        if self.works_in_folder and compiled is not None:
+            # Names of compiled files have a hash of the model's path in them, if it has one.
+            model = path.read_bytes()
         try:
-            session = self._ort.InferenceSession(os.fspath(path), **arguments)
+            session = self._ort.InferenceSession(model, **arguments)
         except Exception as error:
             # Its exceptions share no base class.
             raise RuntimeLoadError(
@@ -113,17 +104,6 @@ class SessionOpener:
         if missing and missing[0] not in CPU_PROVIDERS:
             raise RuntimeLoadError(f"{missing[0]} could not be used")
         return session
-
-    def _cache(self, name: str, compiled: Path | None) -> dict[str, str]:
-        if name != TENSORRT or compiled is None:
-            return {}
-        compiled.mkdir(parents=True, exist_ok=True)
-        return {
-            "trt_engine_cache_enable": "1",
-            "trt_engine_cache_path": str(compiled),
-            "trt_timing_cache_enable": "1",
-            "trt_timing_cache_path": str(compiled),
-        }
 
     def _add_plugin(self, options: Any, providers: list[tuple[str, dict[str, str]]]) -> None:
         settings = dict(providers)[QNN]
@@ -190,8 +170,18 @@ def _preferred(devices: list[Any], settings: Mapping[str, str]) -> list[Any]:
     return (fitting or devices)[:1]
 
 
-def _read_nodes(path: Path) -> dict[str, int]:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, int])
-    except (OSError, msgspec.DecodeError):
-        return {}
+def _cache(name: str, compiled: Path | None) -> dict[str, str]:
+    """Options of a provider that say where its compiled code is."""
+    if name == TENSORRT and compiled is not None:
+        return {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(compiled),
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": str(compiled),
+        }
+    if name == CANN:
+        # It would leave its code in whatever the working directory is; code that others vouched
+        # for must not change.
+        is_empty = compiled is not None and not any(compiled.iterdir())
+        return {"dump_om_model": "1" if is_empty else "0"}
+    return {}

@@ -13,6 +13,7 @@ import msgspec
 
 from shoal_agent.boards.base import BoardFacts
 from shoal_agent.runtimes.base import ProviderSet, RuntimeLoadError
+from shoal_agent.runtimes.delegates import BY_PROVIDER
 from shoal_shared.placement import CPU_PROVIDERS
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -44,12 +45,13 @@ _SETS: dict[str, tuple[ProviderSet, ...]] = {
                 (CPU, {}),
             ),
             accelerated=True,
+            compiles=True,
         ),
     ),
     QNN: (
         ProviderSet(
             name="qnn-htp",
-            providers=((QNN, {"backend_type": "htp"}), (CPU, {})),
+            providers=((QNN, {"backend_type": "htp", "htp_performance_mode": "burst"}), (CPU, {})),
             accelerated=True,
             static=True,
             compiles=True,
@@ -108,7 +110,8 @@ def with_options(
         wanted = options["provider_set"]
         names = [wanted] if isinstance(wanted, str) else wanted
         known = [s.name for s in sets]
-        if not isinstance(names, Sequence) or not names or not set(names) <= set(known):
+        # Not as sets: a hostile list may hold what cannot be hashed.
+        if not isinstance(names, Sequence) or not names or any(n not in known for n in names):
             raise RuntimeLoadError(
                 f"option 'provider_set' must name one or more of {', '.join(known)}"
             )
@@ -142,10 +145,9 @@ def _custom(wanted: Any, listed: Sequence[str], sets: Sequence[ProviderSet]) -> 
             )
         _check_listed(name, listed)
         providers.append((name, {str(k): str(v) for k, v in settings.items()}))
-    first = providers[0][0]
-    alike = next((s for s in sets if s.providers[0][0] == first), None)
+    alike = _alike(providers[0], sets)
     accelerated = any(name not in CPU_PROVIDERS for name, _ in providers)
-    return ProviderSet(
+    custom = ProviderSet(
         name="custom" if accelerated else "cpu",
         providers=tuple(providers),
         accelerated=accelerated,
@@ -153,6 +155,17 @@ def _custom(wanted: Any, listed: Sequence[str], sets: Sequence[ProviderSet]) -> 
         compiles=alike is not None and alike.compiles,
         target=alike.target if alike is not None else "",
     )
+    return _merged(custom, {})
+
+
+def _alike(wanted: tuple[str, dict[str, str]], sets: Sequence[ProviderSet]) -> ProviderSet | None:
+    """The set of the board that uses a provider in the same way."""
+    name, settings = wanted
+    found = [s for s in sets if s.providers[0][0] == name]
+    for known in found:
+        if known.providers[0][1].get("backend_type") == settings.get("backend_type"):
+            return known
+    return found[0] if found else None
 
 
 def _checked_options(wanted: Any, listed: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -163,8 +176,8 @@ def _checked_options(wanted: Any, listed: Sequence[str]) -> dict[str, dict[str, 
     for name, settings in wanted.items():
         if not isinstance(settings, Mapping):
             raise RuntimeLoadError(text)
-        if name in _SETS and name not in listed:
-            continue  # Options for another kind of board in the same fleet.
+        if (name in _SETS or name in BY_PROVIDER) and name not in listed:
+            continue  # Options for another board in the same fleet, or for another runtime.
         _check_listed(name, listed)
         checked[name] = {str(k): str(v) for k, v in settings.items()}
     return checked
@@ -180,7 +193,7 @@ def _check_listed(name: Any, listed: Sequence[str]) -> None:
 
 def _merged(known: ProviderSet, added: Mapping[str, Mapping[str, str]]) -> ProviderSet:
     providers = tuple((n, {**settings, **added.get(n, {})}) for n, settings in known.providers)
-    soc = dict(providers).get(QNN, {}).get("soc_model") if known.name == "qnn-htp" else None
+    soc = dict(providers).get(QNN, {}).get("soc_model")
     return msgspec.structs.replace(
         known, providers=providers, target=f"{_QUALCOMM}{soc}" if soc else known.target
     )

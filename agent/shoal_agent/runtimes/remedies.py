@@ -4,56 +4,100 @@ from __future__ import annotations
 
 import re
 
-# What the dynamic linker says of a library that it does not find (dlerror(3)). ONNX Runtime cuts
-# its log lines, so the last library that is named is the one to look for.
-_MISSING = re.compile(r"(lib[\w.+-]*?\.so[\w.]*): cannot open shared object file")
-_UNDEFINED = re.compile(r"(?:symbol lookup error|undefined symbol): ?([\w@.]+)")
-_GLIBC = re.compile(r"version `(GLIBC(?:XX)?_[\d.]+)' not found")
+# What the dynamic linker says (dlerror(3), ld.so(8)). Of several libraries the last one counts:
+# loaders try one after the other, and name the one that they could not do without last.
+_UNOPENED = re.compile(
+    r"(lib[\w.+-]*?\.so[\w.]*): cannot open shared object file(?:: (?P<why>[^\n:]*))?"
+)
+_FOREIGN = re.compile(
+    r"(lib[\w.+-]*?\.so[\w.]*): (?:wrong ELF class|invalid ELF header|file too short)"
+)
+_UNDEFINED = re.compile(r"undefined symbol: ?([\w@.]+)")
+_TOO_OLD = re.compile(r"version `(GLIBC(?:XX)?_[\d.]+|CXXABI_[\d.]+)' not found")
 
-_CANN = "install CANN 8.x and source its set_env.sh"
-_JETPACK = "on a Jetson, sudo apt install nvidia-jetpack"
+_CANN = "install CANN 8.x and source /usr/local/Ascend/ascend-toolkit/set_env.sh"
+_JETPACK = "(on a Jetson: sudo apt install nvidia-jetpack)"
+_CONTAINER = "(in a container: --runtime nvidia)"
+_SMALLER = "use a smaller variant, or unload other models"
 
-# Libraries by the beginning of their names: CANN's from its "ascend-toolkit" layout, CUDA's from
-# the requirements of ONNX Runtime's CUDA and TensorRT providers, Qualcomm's from the AI Engine
-# Direct SDK, Android's and OpenCL's from the vendors' board support packages.
+# Libraries by the beginning of their names, the first that matches counts. `n` is the version in
+# the library's name where it is that of the package, too.
 _LIBRARIES: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"libascendcl|libacl_|libge_|libopapi|libhccl|libascend"), _CANN),
-    (re.compile(r"libcudnn\w*\.so\.(?P<n>\d+)"), f"install cuDNN {{n}}; {_JETPACK}"),
-    (re.compile(r"libcufft\.so\.12"), f"install CUDA 13; {_JETPACK}"),
-    (re.compile(r"libcufft\.so\.11"), f"install CUDA 12; {_JETPACK}"),
-    (re.compile(r"libcu\w+\.so\.(?P<n>1[1-9])"), f"install CUDA {{n}}; {_JETPACK}"),
-    (re.compile(r"libcu\w+\.so"), f"install CUDA; {_JETPACK}"),
+    # CANN's "ascend-toolkit" and "ascend-driver" folders, and its environment script.
+    (re.compile(r"libascend_hal|libdrv(?:dsmi|hdc)|libdcmi"), "install the Ascend NPU driver"),
+    (re.compile(r"libascendcl|libacl|libge_|libgraph|libopapi|libhccl|libascend"), _CANN),
+    # The driver's libraries, which the NVIDIA container runtime brings in.
     (
-        re.compile(r"libnv(infer|onnxparser)\w*\.so\.(?P<n>\d+)"),
-        f"install TensorRT {{n}}; {_JETPACK}",
+        re.compile(r"libcuda\.so|libnvidia-|libnvrm|libnvos|libnvdla|libnvcu"),
+        f"install the NVIDIA driver {_CONTAINER}",
     ),
-    (re.compile(r"libnvdla|libnvos|libnvrm"), "start the container with --runtime nvidia"),
-    (re.compile(r"libcdsprpc|libadsprpc"), "install the board's FastRPC libraries"),
-    (re.compile(r"libQnn|libqnn"), "install Qualcomm AI Engine Direct (QNN) 2.x"),
+    # ONNX Runtime's requirements for CUDA and TensorRT. Libraries of the CUDA toolkit that keep
+    # numbers of their own (cuFFT, cuRAND, cuSOLVER, cuSPARSE) do not tell the toolkit's.
+    (re.compile(r"libcudnn\w*\.so\.(?P<n>\d+)"), f"install cuDNN {{n}} {_JETPACK}"),
+    (
+        re.compile(r"lib(?:cudart|cublas(?:Lt)?|nvrtc|nvJitLink|cupti)\.so\.(?P<n>\d+)"),
+        f"install CUDA {{n}} {_JETPACK}",
+    ),
+    (re.compile(r"libcufft\.so\.12"), f"install CUDA 13 {_JETPACK}"),
+    (re.compile(r"libcufft\.so\.11"), f"install CUDA 12 {_JETPACK}"),
+    (re.compile(r"libcu\w+\.so|libnvrtc|libnvJitLink"), f"install CUDA {_JETPACK}"),
+    (
+        re.compile(r"libnv(?:infer|onnxparser)\w*\.so\.(?P<n>\d+)"),
+        f"install TensorRT {{n}} {_JETPACK}",
+    ),
+    # Qualcomm AI Engine Direct SDK, "Linux Setup"; FastRPC's user space.
+    (re.compile(r"lib[acs]dsprpc"), "install the board's FastRPC libraries"),
+    (
+        re.compile(r"libQnnTFLite"),
+        "install the TFLite delegate of Qualcomm AI Engine Direct (QNN) 2.x",
+    ),
+    (re.compile(r"libQnn|libqnn|libHtp"), "install Qualcomm AI Engine Direct (QNN) 2.x"),
+    # Vendors' board support packages; libvndksupport is Android's.
     (re.compile(r"libOpenCL"), "install the GPU's OpenCL driver"),
-    (re.compile(r"libtensorflowlite_gpu|libnnapi"), "install the delegate of this board's image"),
+    (re.compile(r"libvndksupport"), "use the driver for Linux, this one is for Android"),
+    (
+        re.compile(r"libtensorflowlite_gpu|libnnapi"),
+        "install the delegate of this board's image",
+    ),
 )
 
 # Texts of errors, the first that is found counts.
 _TEXTS: tuple[tuple[re.Pattern[str], str], ...] = (
+    # CUDA runtime API, cudaError: 35, 100, 209 and 2.
     (
         re.compile(r"driver version is insufficient", re.IGNORECASE),
         "the CUDA driver is older than the CUDA toolkit: update the driver",
     ),
     (
         re.compile(r"no CUDA-capable device", re.IGNORECASE),
-        "no NVIDIA GPU is visible: check nvidia-smi, and --runtime nvidia in a container",
+        f"no NVIDIA GPU is visible: check nvidia-smi {_CONTAINER}, and that the agent's user is "
+        "in the group video",
     ),
     (
-        re.compile(r"out of memory|failed to allocate|bad_alloc|ENOMEM|MemoryError", re.IGNORECASE),
-        "not enough memory on the accelerator: use a smaller variant, or unload other models",
+        re.compile(r"no kernel image is available", re.IGNORECASE),
+        "the runtime has no code for this GPU: install the build for this board",
     ),
+    # Jetson's memory manager, where /dev/nvmap may not be opened.
+    (
+        re.compile(r"NvRmMemInit\w* failed"),
+        "the GPU's memory may not be used: add the agent's user to the group video",
+    ),
+    (
+        re.compile(r"out of memory|failed to allocate", re.IGNORECASE),
+        f"not enough memory on the accelerator: {_SMALLER}",
+    ),
+    (
+        re.compile(r"MemoryError|bad_alloc|cannot allocate memory", re.IGNORECASE),
+        f"not enough memory: {_SMALLER}",
+    ),
+    # onnxruntime_pybind_state.cc, RegisterTensorRTPluginsAsCustomOps.
     (
         re.compile(r"Please install TensorRT libraries"),
-        "the TensorRT libraries are not found: install TensorRT 10",
+        f"the TensorRT libraries are not found: install TensorRT 10 {_JETPACK}",
     ),
+    # What QNN's simulator says without a soc_model.
     (
-        re.compile(r"Code: 1002"),
+        re.compile(r"Failed to finalize QNN graph.*?code: 1002", re.DOTALL | re.IGNORECASE),
         "QNN cannot make code for this chip: set its option soc_model",
     ),
 )
@@ -62,13 +106,18 @@ _TEXTS: tuple[tuple[re.Pattern[str], str], ...] = (
 def explain(said: str) -> str | None:
     """What is missing and what mends it, as one sentence; None where nothing is recognised.
 
-    `said` is the error and what was written to standard error, the newest last.
+    `said` is what was written to standard error and then the error, the newest last.
     """
-    missing = _MISSING.findall(said)
-    if missing:
-        library = missing[-1]
+    unopened = list(_UNOPENED.finditer(said))
+    if unopened:
+        library, why = unopened[-1][1], unopened[-1]["why"]
+        if why and "Permission denied" in why:
+            return f"{library} may not be read: check its permissions and those of its folder"
         return f"{library} not found: {_remedy(library)}"
-    version = _GLIBC.search(said)
+    foreign = _FOREIGN.search(said)
+    if foreign:
+        return f"{foreign[1]} is damaged or for another processor: install this board's"
+    version = _TOO_OLD.search(said)
     if version:
         return f"{version[1]} not found: the system is older than the runtime, update it"
     for pattern, sentence in _TEXTS:
@@ -78,7 +127,7 @@ def explain(said: str) -> str | None:
     if undefined:
         return (
             f"{undefined[1][:80]} is not in the driver's libraries: runtime and driver are of "
-            "different versions"
+            "different versions, install those that belong together"
         )
     return None
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import importlib
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,19 @@ from shoal_agent.runtimes.base import (
     RuntimeRunError,
 )
 from shoal_agent.runtimes.common import sentence, thread_count
-from shoal_agent.runtimes.delegates import BY_PROVIDER, board_sets
-from shoal_agent.runtimes.onnxshape import checked_static_shapes
+from shoal_agent.runtimes.delegates import (
+    BY_PROVIDER,
+    CPU,
+    board_sets,
+    delegated,
+    find_library,
+)
+from shoal_agent.runtimes.fixed import FixedBatch
+from shoal_agent.runtimes.onnxshape import Shapes, checked_static_shapes
 from shoal_agent.runtimes.providers import with_options
+from shoal_agent.runtimes.remedies import explain
 from shoal_shared.messages import RuntimeInfo
-from shoal_shared.placement import CPU_PROVIDERS, Placement, Proof
+from shoal_shared.placement import CPU_PROVIDERS, Placement, Proof, of_nodes
 from shoal_shared.signature import ModelSignature, TensorSpec
 from shoal_shared.tensors import NUMPY, Array
 
@@ -38,8 +45,8 @@ class TfliteRuntime:
     """Loads TFLite models on the delegates of a board, or on the CPU.
 
     Options of a model: `providers`, `provider_options` and `provider_set` (see
-    `providers.with_options`); `static_shapes`, {input: [dimensions]}; `intra_op_threads`
-    (default 0: every core that this process may use).
+    `providers.with_options`); `static_shapes`, {input: [dimensions]}, for delegates that need
+    them fixed; `intra_op_threads` (default 0: every core that this process may use).
     """
 
     def __init__(self, facts: BoardFacts | None = None) -> None:
@@ -74,6 +81,12 @@ class TfliteRuntime:
         return None
 
     def provider_sets(self, options: Mapping[str, Any]) -> tuple[ProviderSet, ...]:
+        given = options.get("provider_options")
+        if isinstance(given, Mapping):
+            # Options of delegates that other boards of the same fleet have.
+            absent = BY_PROVIDER.keys() - set(self._info.providers)
+            kept = {name: value for name, value in given.items() if name not in absent}
+            options = {**options, "provider_options": kept}
         return with_options(self._sets, self._info.providers, options)
 
     def load(
@@ -94,53 +107,101 @@ class TfliteRuntime:
             raise RuntimeLoadError(
                 f"{self._info.name} is installed but cannot be imported: {sentence(error)}"
             ) from error
+        names = [name for name, _ in chosen.providers if name not in CPU_PROVIDERS]
         delegates = [
             _delegate(library, name, settings)
             for name, settings in chosen.providers
-            if name not in CPU_PROVIDERS
+            if name in names
         ]
-        fixed = checked_static_shapes(options) or (shapes if chosen.accelerated else None) or {}
+        wanted = checked_static_shapes(options) or (shapes if chosen.static else None) or {}
+        arguments: dict[str, Any] = {"model_path": os.fspath(path), "num_threads": threads}
+        if delegates:
+            # XNNPACK's delegate for the CPU would look like the accelerator's in the graph.
+            resolver = library.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+            arguments |= {
+                "experimental_delegates": delegates,
+                "experimental_op_resolver_type": resolver,
+            }
         try:
-            interpreter = library.Interpreter(
-                model_path=os.fspath(path),
-                num_threads=threads,
-                experimental_delegates=delegates or None,
-            )
+            interpreter = library.Interpreter(**arguments)
             for detail in interpreter.get_input_details():
-                if detail["name"] in fixed:
-                    interpreter.resize_tensor_input(detail["index"], list(fixed[detail["name"]]))
+                shape = _fixed(detail, wanted) if chosen.static else wanted.get(detail["name"])
+                if shape is not None and shape != tuple(detail["shape"]):
+                    interpreter.resize_tensor_input(
+                        detail["index"], list(shape), strict=chosen.static
+                    )
             interpreter.allocate_tensors()
+            placement = _placement(interpreter, names)
         except (ValueError, RuntimeError, OSError) as error:
             raise RuntimeLoadError(
                 f"{self._info.name} {self._info.version} cannot load the model: {sentence(error)}"
             ) from error
-        return _TfliteModel(interpreter, tuple(name for name, _ in chosen.providers), delegates)
+        providers = tuple(name for name, _ in chosen.providers)
+        model = _TfliteModel(interpreter, providers, delegates, placement, chosen.static)
+        free = _signature(interpreter, is_fixed=False)
+        return model if model.signature == free else FixedBatch(model, free)
 
 
 def _delegate(library: Any, name: str, settings: Mapping[str, str]) -> Any:
-    known = BY_PROVIDER[name]
-    path = settings.get("library") or ctypes.util.find_library(known.library)
-    if not path:
-        raise RuntimeLoadError(
-            f"lib{known.library}.so not found: install the delegate of this board's image"
-        )
-    options = {k: v for k, v in settings.items() if k != "library"}
+    known = BY_PROVIDER[name].library
+    path = find_library(known) or f"lib{known}.so"
     try:
-        return library.load_delegate(path, options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise RuntimeLoadError(f"{name} cannot be loaded: {sentence(error)}") from error
+        return library.load_delegate(path, dict(settings))
+    except AttributeError as error:
+        raise RuntimeLoadError(f"{path} is no TFLite delegate") from error
+    except ValueError as error:
+        # What the delegate says itself, if it does, follows on a line of its own.
+        reason = " ".join(str(error).partition("\n")[2].split())[:300]
+        raise RuntimeLoadError(
+            f"{name} cannot be loaded: {reason or 'it gave no reason'}"
+        ) from error
+    except OSError as error:
+        raise RuntimeLoadError(
+            explain(str(error)) or f"{name} cannot be loaded: {sentence(error)}"
+        ) from error
+
+
+def _fixed(detail: Mapping[str, Any], shapes: Shapes) -> tuple[int, ...]:
+    """The shape of an input on a delegate, which has no free dimensions."""
+    name = str(detail["name"])
+    if name in shapes:
+        return shapes[name]
+    if -1 in detail["shape_signature"]:
+        raise RuntimeLoadError(
+            f"input '{name}' has free dimensions, which this accelerator cannot have: set the "
+            "option 'static_shapes'"
+        )
+    return tuple(int(n) for n in detail["shape"])
+
+
+def _placement(interpreter: Any, accelerators: Sequence[str]) -> Placement:
+    """Counted in the graph, as far as this version of the library shows it, and where one
+    delegate only may have taken nodes."""
+    tell = getattr(interpreter, "_get_ops_details", None)
+    if tell is None or len(accelerators) > 1:
+        return Placement(accelerated=float(bool(accelerators)), proof=Proof.LISTED)
+    taken, total = delegated(tell())
+    if not accelerators:
+        return of_nodes({CPU: total})
+    nodes = {accelerators[0]: taken, CPU: total - taken}
+    return of_nodes({name: count for name, count in nodes.items() if count})
 
 
 class _TfliteModel:
-    def __init__(self, interpreter: Any, providers: tuple[str, ...], delegates: list[Any]) -> None:
+    def __init__(
+        self,
+        interpreter: Any,
+        providers: tuple[str, ...],
+        delegates: list[Any],
+        placement: Placement,
+        is_fixed: bool,
+    ) -> None:
         self._interpreter: Any = interpreter
         self._providers = providers
+        self._placement = placement
         self._delegates = delegates  # They must live as long as the interpreter.
         inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
-        self._signature = ModelSignature(
-            inputs=tuple(_spec("input", detail) for detail in inputs),
-            outputs=tuple(_spec("output", detail) for detail in outputs),
-        )
+        self._signature = _signature(interpreter, is_fixed)
         for specs in (self._signature.inputs, self._signature.outputs):
             if len({spec.name for spec in specs}) != len(specs):
                 raise RuntimeLoadError("two inputs or two outputs of the model share a name")
@@ -163,9 +224,7 @@ class _TfliteModel:
 
     @property
     def placement(self) -> Placement:
-        """TFLite does not tell which delegate took a node, so nothing is proven here."""
-        accelerated = self._providers[0] not in CPU_PROVIDERS
-        return Placement(accelerated=float(accelerated), proof=Proof.LISTED)
+        return self._placement
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         try:
@@ -200,7 +259,15 @@ class _TfliteModel:
         self._shapes = {index: inputs[spec.name].shape for spec, index in self._inputs}
 
 
-def _spec(what: str, detail: Mapping[str, Any]) -> TensorSpec:
+def _signature(interpreter: Any, is_fixed: bool) -> ModelSignature:
+    inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+    return ModelSignature(
+        inputs=tuple(_spec("input", detail, is_fixed) for detail in inputs),
+        outputs=tuple(_spec("output", detail, is_fixed) for detail in outputs),
+    )
+
+
+def _spec(what: str, detail: Mapping[str, Any], is_fixed: bool) -> TensorSpec:
     name = str(detail["name"])
     kind = np.dtype(detail["dtype"])
     datatype = "BYTES" if kind.kind in "SO" else _DATATYPES.get(kind)
@@ -209,7 +276,7 @@ def _spec(what: str, detail: Mapping[str, Any]) -> TensorSpec:
             f"{what} '{name}' is {kind}, which the Open Inference Protocol cannot carry"
         )
     signature = detail["shape_signature"]
-    shape = signature if len(signature) else detail["shape"]
+    shape = signature if len(signature) and not is_fixed else detail["shape"]
     return TensorSpec(
         name=name, datatype=datatype, shape=tuple(int(n) if n >= 0 else -1 for n in shape)
     )

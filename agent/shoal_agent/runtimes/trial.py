@@ -1,10 +1,10 @@
 """Trying a way to run a model, in a child process where a crash hurts nobody.
 
-    python -m shoal_agent.runtimes.trial ANSWER   with a task as JSON on standard input
+    python -m shoal_agent.runtimes.trial ANSWER PARENT   with a task as JSON on standard input
 
 Accelerators' libraries may crash, hang or take all memory while a model is loaded; what they have
 to say about it goes to standard error only. The child's answer goes to the file ANSWER, for
-libraries write to standard output as they like.
+libraries write to standard output as they like. It dies with the process PARENT.
 """
 
 from __future__ import annotations
@@ -47,11 +47,15 @@ TIMEOUT_S = 1800.0
 MUST_BEAT_CPU = 0.8
 """Where nodes are not told, an accelerator must take at most this part of the CPU's time."""
 
-_STDERR_BYTES = 64 * 1024
+_SAID_BYTES = 64 * 1024
 _NICE = 5
+_OOM_SCORE = 500
+"""Where memory runs out, the kernel takes the child and not the models that serve."""
 _PR_SET_PDEATHSIG = 1
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_COMMAND = (sys.executable, "-P", "-m", "shoal_agent.runtimes.trial")
 _LOGGED_ERROR = re.compile(
-    r"\[E:onnxruntime:[^\]]*\] (?:.*?\[ONNXRuntimeError\] : \d+ : \w+ : )?([^\x1b\n]*)"
+    r"\[E:onnxruntime:[^\]]*\] (?:.*?\[ONNXRuntimeError\] : \d+ : \w+ : )?([^\n]*)"
 )
 
 
@@ -94,7 +98,8 @@ class _Answer(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
 
 
-_answers = msgspec.json.Decoder(_Answer)
+# Unlike JSON, it carries a golden error that is infinite.
+_answers = msgspec.msgpack.Decoder(_Answer)
 
 
 def run_trial(task: TrialTask, registry: RuntimeRegistry) -> TrialOutcome:
@@ -114,8 +119,9 @@ def run_trial(task: TrialTask, registry: RuntimeRegistry) -> TrialOutcome:
         fine, error = fine and same, max(error or 0.0, difference)
     inputs = cases[0].inputs if cases else _made_up(model.signature, task.shapes)
     milliseconds = _median_ms(model, inputs, task.runs)
+    memory = psutil.Process().memory_info().rss - before
     placement = model.placement
-    if placement.proof is Proof.LISTED and placement.accelerated:
+    if placement.proof is Proof.LISTED and placement.accelerated and milliseconds is not None:
         placement = _timed(runtime, task, inputs, milliseconds)
     return TrialOutcome(
         providers=model.providers,
@@ -123,7 +129,7 @@ def run_trial(task: TrialTask, registry: RuntimeRegistry) -> TrialOutcome:
         signature=model.signature,
         load_s=load_s,
         milliseconds=milliseconds,
-        memory_bytes=max(0, psutil.Process().memory_info().rss - before),
+        memory_bytes=max(0, memory),
         golden_error=error,
         agrees=fine,
         compiled_here=folder is not None and not had_code and _has_files(folder),
@@ -131,45 +137,75 @@ def run_trial(task: TrialTask, registry: RuntimeRegistry) -> TrialOutcome:
 
 
 async def try_in_child(
-    task: TrialTask,
-    *,
-    timeout_s: float = TIMEOUT_S,
-    command: Sequence[str] = (sys.executable, "-P", "-m", "shoal_agent.runtimes.trial"),
+    task: TrialTask, *, timeout_s: float = TIMEOUT_S, command: Sequence[str] = _COMMAND
 ) -> TrialOutcome:
-    """Try it in a child of lower priority, which is killed when this is cancelled.
+    """Try it in a child of lower priority, which is killed with its own children when this is
+    cancelled.
 
     Raises `RuntimeLoadError` with the reason as one sentence, also where the child crashes,
     hangs, or says nothing.
     """
-    with tempfile.TemporaryDirectory(prefix="shoal-trial-") as folder:
-        answer, said = Path(folder) / "answer.json", Path(folder) / "stderr"
-        with said.open("wb") as stderr:
-            # -P only exists from Python 3.11 on; the working directory is no module path then.
-            arguments = [a for a in command if a != "-P" or sys.version_info >= (3, 11)]
-            child = await asyncio.create_subprocess_exec(
-                *arguments,
-                str(answer),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=stderr,
-                stderr=stderr,
-                cwd=folder,
-                start_new_session=True,
-            )
+    # -P only exists from Python 3.11 on; the working directory is no module path either way.
+    arguments = [a for a in command if a != "-P" or sys.version_info >= (3, 11)]
+    with tempfile.TemporaryDirectory(prefix="shoal-trial-") as folder, _Tail() as said:
+        answer = Path(folder) / "answer"
+        child = await asyncio.create_subprocess_exec(
+            *arguments,
+            str(answer),
+            str(os.getpid()),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=said.writer,
+            stderr=said.writer,
+            cwd=folder,
+            start_new_session=True,
+        )
         timed_out = False
         try:
             await asyncio.wait_for(child.communicate(msgspec.json.encode(task)), timeout_s)
         except asyncio.TimeoutError:
             timed_out = True
         finally:
-            if child.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-                await child.wait()
+            # Compilers that it started go with it, whichever way it ended.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            await child.wait()
         if timed_out:
             raise RuntimeLoadError(
                 f"{_first(task)} did not load the model within {timeout_s:g} s: check its driver"
             )
-        return _verdict(task, child.returncode or 0, _read(answer), _tail(said))
+        return _verdict(task, child.returncode or 0, _read(answer), said.text())
+
+
+class _Tail:
+    """A pipe of which the last bytes are kept, however much is written to it."""
+
+    def __init__(self) -> None:
+        self._kept = b""
+        self._reader, self.writer = os.pipe()
+        os.set_blocking(self._reader, False)
+
+    def __enter__(self) -> _Tail:
+        asyncio.get_running_loop().add_reader(self._reader, self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._reader)
+        os.close(self._reader)
+        os.close(self.writer)
+
+    def text(self) -> str:
+        """What was kept, without colours."""
+        while self._take():
+            pass
+        return _ANSI.sub("", self._kept.decode(errors="replace"))
+
+    def _take(self) -> bool:
+        try:
+            data = os.read(self._reader, _SAID_BYTES)
+        except BlockingIOError:
+            return False
+        self._kept = (self._kept + data)[-_SAID_BYTES:]
+        return bool(data)
 
 
 def _verdict(task: TrialTask, code: int, answer: bytes, said: str) -> TrialOutcome:
@@ -182,17 +218,19 @@ def _verdict(task: TrialTask, code: int, answer: bytes, said: str) -> TrialOutco
         if decoded.outcome is not None:
             complaint = explain(said) or _last_error(said)
             return msgspec.structs.replace(decoded.outcome, complaint=complaint)
-        raise RuntimeLoadError(explain(f"{said}\n{decoded.error}") or decoded.error)
+        # Why an accelerator cannot be used is often told in the log only.
+        log = said if task.provider_set.accelerated else ""
+        raise RuntimeLoadError(explain(f"{log}\n{decoded.error}") or decoded.error)
     if code == -signal.SIGKILL:
         raise RuntimeLoadError(
             f"{_first(task)} was killed while it loaded the model: probably there was not enough "
             "memory"
         )
-    how = _signal_name(-code) if code < 0 else f"exit code {code}"
-    reason = explain(said) or _last_line(said)
+    how = f"crashed ({_signal_name(-code)})" if code < 0 else f"ended with exit code {code}"
+    reason = explain(said) or _last_error(said) or _last_line(said)
     raise RuntimeLoadError(
-        f"{_first(task)} crashed ({how}) while it loaded the model"
-        + (f": {reason}" if reason else ": check that driver and runtime fit")
+        f"{_first(task)} {how} while it loaded the model: "
+        f"{reason or 'check that driver and runtime fit'}"
     )
 
 
@@ -206,14 +244,19 @@ def _timed(
     runtime: InferenceRuntime,
     task: TrialTask,
     inputs: Mapping[str, Array] | None,
-    milliseconds: float | None,
+    milliseconds: float,
 ) -> Placement:
-    """Placement by comparison with the CPU, where the runtime does not tell its nodes."""
-    slow = [s for s in runtime.provider_sets({}) if not s.accelerated]
-    if milliseconds is None or not slow:
-        return Placement(accelerated=1.0, proof=Proof.LISTED)
-    on_cpu = _median_ms(_load(runtime, task, slow[-1], None), inputs, task.runs)
-    faster = on_cpu is not None and milliseconds <= MUST_BEAT_CPU * on_cpu
+    """Placement by comparison with the CPU, where the runtime does not tell its nodes. Raises
+    `RuntimeLoadError`."""
+    try:
+        on_cpu = _load(runtime, task, runtime.provider_sets({})[-1], None)
+    except RuntimeLoadError as error:
+        raise RuntimeLoadError(
+            f"whether the accelerator is used cannot be told, for the CPU has no time to beat: "
+            f"{error}"
+        ) from error
+    to_beat = _median_ms(on_cpu, inputs, task.runs)
+    faster = to_beat is not None and milliseconds <= MUST_BEAT_CPU * to_beat
     return Placement(accelerated=float(faster), proof=Proof.TIMING)
 
 
@@ -284,21 +327,20 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def _tail(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _STDERR_BYTES))
-        return file.read().decode(errors="replace")
-
-
 def _last_line(said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return "".join(c for c in lines[-1] if c.isprintable())[:200] if lines else ""
+    """The last line that says something."""
+    lines = [line for line in said.splitlines() if any(c.isalpha() for c in line)]
+    return _plain(lines[-1]) if lines else ""
 
 
 def _last_error(said: str) -> str:
     """The last error in ONNX Runtime's log, "[E:onnxruntime:, file.cc:1 Function] text"."""
     found = _LOGGED_ERROR.findall(said)
-    return "".join(c for c in found[-1] if c.isprintable())[:200] if found else ""
+    return _plain(found[-1]) if found else ""
+
+
+def _plain(line: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in line).split())[:200]
 
 
 def _signal_name(number: int) -> str:
@@ -310,23 +352,28 @@ def _signal_name(number: int) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """The child."""
+    answer, parent = Path(arguments[0]), int(arguments[1])
     with contextlib.suppress(OSError, AttributeError):
         # Whatever becomes of the agent, no child goes on compiling.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return 1
     os.nice(_NICE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
     task = msgspec.json.decode(sys.stdin.buffer.read(), type=TrialTask)
     try:
-        answer = _Answer(outcome=run_trial(task, RuntimeRegistry.discover()))
+        found = _Answer(outcome=run_trial(task, RuntimeRegistry.discover()))
     except RuntimeLoadError as error:
-        answer = _Answer(error=str(error))
+        found = _Answer(error=str(error))
     except MemoryError:
-        answer = _Answer(error="MemoryError: there is not enough memory")
-    Path(arguments[0]).write_bytes(msgspec.json.encode(answer))
+        found = _Answer(error="MemoryError: there is not enough memory")
+    answer.write_bytes(msgspec.msgpack.encode(found))
     sys.stderr.flush()
     # Some libraries crash while they are taken down; the answer is complete.
     os._exit(0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

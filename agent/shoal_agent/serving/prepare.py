@@ -190,6 +190,7 @@ class Preparer:
             provider_set=prepared.candidate.provider_set.name,
             placement=prepared.placement,
             profile=profile,
+            compiled=bool(prepared.compiled),
             notes=prepared.notes,
         )
         await self._records.put(self._record_key(goal), record)
@@ -227,7 +228,7 @@ class Preparer:
         else:
             return None
         folder, origin = await self._obtain(job, candidate)
-        if candidate.provider_set.compiles and not origin:
+        if record.compiled and not origin:
             return None  # It must be compiled again, which is the child's work.
         try:
             prepared = await self._load(job, _Passed(candidate, None, folder, origin))

@@ -13,12 +13,16 @@ from shoal_shared.profiles import Profile
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """The fastest way that passed, by the names of its file and provider set, and its figures."""
+    """The fastest way that passed, by the names of its file and provider set, and its figures.
+
+    `compiled` says that it has code to be loaded, rather than made at every load.
+    """
 
     variant: str
     provider_set: str
     placement: Placement
     profile: Profile
+    compiled: bool = False
     notes: tuple[str, ...] = ()
 
 

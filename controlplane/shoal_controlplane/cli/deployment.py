@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from shoal_controlplane.cli import units
+from shoal_controlplane.cli import details, units
 from shoal_controlplane.cli.client import Client
 from shoal_controlplane.cli.errors import CliError
 from shoal_controlplane.cli.options import (
@@ -23,9 +24,10 @@ from shoal_controlplane.cli.options import (
 from shoal_controlplane.cli.output import NONE, Block, State, Table, emit, facts
 from shoal_controlplane.cli.progress import waiting
 from shoal_controlplane.cli.root import noun
-from shoal_controlplane.cli.views import Deployment, read, read_all
+from shoal_controlplane.cli.views import Deployment, Measured, read, read_all
 
 DEPLOYMENTS = "/api/v1/deployments"
+MODELS = "/api/v1/models"
 POLL_S = 0.25
 SETTLED = frozenset({"ready", "failed"})
 """States in which a replica stays unless something else changes."""
@@ -56,6 +58,18 @@ def create_deployment(
     slo_ms: Annotated[
         float | None, typer.Option("--slo-ms", help="Answer within so many milliseconds.")
     ] = None,
+    require_accelerator: Annotated[
+        bool,
+        typer.Option("--require-accelerator", help="Fail rather than run on the CPU."),
+    ] = False,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            metavar="KEY=VALUE",
+            help="Option of the runtime, JSON or a text, repeatable.",
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Wait until it is ready or cannot be.")] = True,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait.")] = 300.0,
     output: FormatOption = Format.TABLE,
@@ -73,6 +87,8 @@ def create_deployment(
         "all": everywhere or None,
         "select": key_values(select or []) or None,
         "slo_ms": slo_ms,
+        "options": {k: _value(v) for k, v in key_values(options or []).items()} or None,
+        "require_accelerator": require_accelerator or None,
     }
     given = {key: value for key, value in body.items() if value is not None}
     with Client(server) as client:
@@ -101,7 +117,12 @@ def show_deployment(
     """Show a deployment and its replicas."""
     with Client(server) as client:
         document = client.get(f"{DEPLOYMENTS}/{name}")
-    emit(output, document, lambda: _details(read(Deployment, document)))
+        measured = _profiles(client, read(Deployment, document)) if output is Format.TABLE else []
+    emit(
+        output,
+        document,
+        lambda: [*_details(read(Deployment, document)), *_measured(measured)],
+    )
 
 
 @app.command("delete")
@@ -169,7 +190,7 @@ def _overview(deployments: list[Deployment]) -> list[Block]:
             State(deployment.state),
             f"{deployment.ready}/{deployment.wanted}{' (all)' if deployment.all else ''}",
             _pairs(deployment.select) or NONE,
-            deployment.reason or NONE,
+            deployment.reason or _on_cpu(deployment) or NONE,
         )
         for deployment in deployments
     ]
@@ -187,6 +208,8 @@ def _details(deployment: Deployment) -> list[Block]:
                 ("reason", deployment.reason),
                 ("replicas", f"{deployment.ready} of {deployment.wanted} ready, {wanted}"),
                 ("select", _pairs(deployment.select)),
+                ("accelerator", "required" if deployment.require_accelerator else ""),
+                ("options", _options(deployment.options)),
                 ("answer in", units.milliseconds(deployment.slo_ms) if deployment.slo_ms else ""),
                 ("created", units.local(deployment.created_at)),
             ]
@@ -198,14 +221,74 @@ def _details(deployment: Deployment) -> list[Block]:
         (
             placement.device,
             State(placement.state),
-            units.providers(placement.providers) or NONE,
+            placement.variant or NONE,
+            units.runs_on(placement.placement, placement.providers) or NONE,
             units.milliseconds(placement.profile.milliseconds(1)) if placement.profile else NONE,
             f"up to {placement.profile.knee}" if placement.profile else NONE,
             placement.reason or NONE,
         )
         for placement in deployment.placements
     ]
-    return [*blocks, Table(("DEVICE", "STATE", "PROVIDERS", "ONE ITEM", "BATCH", "REASON"), rows)]
+    header = ("DEVICE", "STATE", "VARIANT", "RUNS ON", "ONE ITEM", "BATCH", "REASON")
+    told = [(placement.device, placement) for placement in deployment.placements]
+    return [*blocks, Table(header, rows), *details.blocks(told)]
+
+
+def _profiles(client: Client, deployment: Deployment) -> list[Measured]:
+    """What was measured of a deployment's model, nothing where the model is gone."""
+    model, version = checked_name(deployment.model), checked_name(deployment.version)
+    try:
+        return read_all(Measured, client.items(f"{MODELS}/{model}/versions/{version}/profiles"))
+    except CliError:
+        if deployment.state == "failed":
+            return []  # The deployment's own reason says what is wrong.
+        raise
+
+
+def _measured(rows: list[Measured]) -> list[Block]:
+    """What is known of the model by board, on devices that serve it and on others."""
+    if not rows:
+        return []
+    header = ("BOARD", "VARIANT", "RUNTIME", "ACCELERATED", "ONE ITEM", "EACH MORE", "BATCH",
+              "MEMORY")  # fmt: skip
+    table = [
+        (
+            row.board,
+            row.variant,
+            row.runtime or NONE,
+            units.percent(row.accelerated) if row.accelerated is not None else NONE,
+            units.milliseconds(row.profile.milliseconds(1)),
+            units.milliseconds(row.profile.slope_ms),
+            f"up to {row.profile.knee}",
+            units.size(row.memory_bytes) if row.memory_bytes else NONE,
+        )
+        for row in rows
+    ]
+    return ["Measured so far, by board:", Table(header, table)]
+
+
+def _on_cpu(deployment: Deployment) -> str:
+    count = sum(placement.fallback for placement in deployment.placements)
+    if not count:
+        return ""
+    verb = "runs" if count == 1 else "run"
+    return f"{count} of {len(deployment.placements)} {verb} on the CPU instead of an accelerator"
+
+
+def _value(text: str) -> Any:
+    """JSON, or the text itself where it is none."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _options(options: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={json.dumps(value)}" for key, value in sorted(options.items()))
 
 
 def _pairs(labels: dict[str, str]) -> str:

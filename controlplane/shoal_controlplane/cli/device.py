@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from shoal_controlplane.cli import units
+from shoal_controlplane.cli import details, units
 from shoal_controlplane.cli.client import Client
 from shoal_controlplane.cli.errors import CliError
 from shoal_controlplane.cli.options import (
@@ -20,7 +20,8 @@ from shoal_controlplane.cli.options import (
 )
 from shoal_controlplane.cli.output import NONE, Block, State, Table, as_text, emit, facts
 from shoal_controlplane.cli.root import noun
-from shoal_controlplane.cli.views import Device, Event, Replica, read, read_all
+from shoal_controlplane.cli.views import Device, Event, Replica, Telemetry, read, read_all
+from shoal_shared.messages import Accelerator
 
 DEVICES = "/api/v1/devices"
 EVENTS = "/api/v1/events"
@@ -180,10 +181,13 @@ def _row(device: Device, now: datetime) -> tuple[str, ...]:
 
 
 def _model(device: Device, replica: Replica) -> str:
-    """A ready model by its name alone; what a device that is away had is put in brackets."""
+    """A ready model by its name alone, unless it runs on the CPU of a device that has an
+    accelerator; what a device that is away had is put in brackets."""
     if not device.present:
         return f"({replica.key})"
-    return replica.key if replica.state == "ready" else f"{replica.key} {replica.state}"
+    if replica.state != "ready":
+        return f"{replica.key} {replica.state}"
+    return f"{replica.key} on the CPU" if replica.fallback else replica.key
 
 
 def _board(device: Device) -> str:
@@ -206,9 +210,11 @@ def _details(device: Device, now: datetime) -> list[Block]:
         return [*blocks, "no models"]
     if not device.present:
         blocks.append("The device is offline: this is what it reported last.")
-    header = ("MODEL", "STATE", "PROVIDERS", "MEMORY", "ONE ITEM", "BATCH", "ANSWERED", "FAILED",
-              "QUEUE", "REASON")  # fmt: skip
-    return [*blocks, Table(header, [_replica_row(device, replica) for replica in device.replicas])]
+    header = ("MODEL", "STATE", "VARIANT", "RUNS ON", "MEMORY", "ONE ITEM", "BATCH", "ANSWERED",
+              "FAILED", "QUEUE", "REASON")  # fmt: skip
+    rows = [_replica_row(device, replica) for replica in device.replicas]
+    told = [(replica.key, replica) for replica in device.replicas]
+    return [*blocks, Table(header, rows), *details.blocks(told)]
 
 
 def _facts(device: Device, now: datetime) -> list[tuple[str, str]]:
@@ -228,11 +234,14 @@ def _facts(device: Device, now: datetime) -> list[tuple[str, str]]:
         ("device", device.id),
         ("condition", State(f"{device.condition}, seen {units.age(device.last_seen, now)}")),
         ("board", about),
-        ("accelerators", "; ".join(f"{a.name} ({a.kind})" for a in device.accelerators)),
+        *(("accelerator", _accelerator(a)) for a in device.accelerators),
         ("runtimes", "; ".join(_runtime(r.name, r.version, r.providers) for r in device.runtimes)),
+        ("toolkits", ", ".join(f"{k} {v}" for k, v in sorted(device.toolkits.items()))),
+        ("power mode", device.power_mode),
         ("cores", str(device.cores or "")),
         ("load", units.percent(telemetry.cpu_load) if telemetry else ""),
         ("memory", memory),
+        *_accelerator_load(telemetry),
         ("disk", f"{units.size(device.disk_free_bytes)} free" if device.disk_free_bytes else ""),
         ("temperature", _temperature(device)),
         ("power", f"{telemetry.power_w:.1f} W" if telemetry and telemetry.power_w else ""),
@@ -242,6 +251,31 @@ def _facts(device: Device, now: datetime) -> list[tuple[str, str]]:
         ("first seen", units.local(device.first_seen)),
         *(("note", note) for note in device.notes),
     ]
+
+
+def _accelerator(accelerator: Accelerator) -> str:
+    """As in "Orin (gpu): 16 GiB, fp16, int8, compute capability 8.7, 12.3 GiB/s from the host"."""
+    memory, speed = accelerator.memory_bytes, accelerator.transfer_bytes_per_s
+    capability = accelerator.compute_capability
+    known = (
+        units.size(memory) if memory else "",
+        *accelerator.precisions,
+        f"compute capability {capability}" if capability else "",
+        f"{units.size(speed)}/s from the host" if speed else "",
+    )
+    more = ", ".join(filter(None, known))
+    return f"{accelerator.name} ({accelerator.kind}){f': {more}' if more else ''}"
+
+
+def _accelerator_load(telemetry: Telemetry | None) -> list[tuple[str, str]]:
+    if telemetry is None:
+        return []
+    load, used = telemetry.accelerator_load, telemetry.accelerator_memory_used_bytes
+    figures = (
+        units.percent(load) if load is not None else "",
+        f"{units.size(used)} of its memory in use" if used is not None else "",
+    )
+    return [("accelerator load", ", ".join(filter(None, figures)))]
 
 
 def _runtime(name: str, version: str, providers: tuple[str, ...]) -> str:
@@ -258,7 +292,8 @@ def _replica_row(device: Device, replica: Replica) -> tuple[str, ...]:
     return (
         replica.key,
         State(replica.state),
-        units.providers(replica.providers) or NONE,
+        replica.variant or NONE,
+        units.runs_on(replica.placement, replica.providers) or NONE,
         units.size(replica.memory_bytes) if replica.memory_bytes else NONE,
         units.milliseconds(profile.milliseconds(1)) if profile else NONE,
         f"up to {profile.knee}" if profile else NONE,

@@ -11,25 +11,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import typer
+
 from shoal_controlplane.cli.errors import CliError
 
 SUFFIXES: Final = (".onnx", ".tflite")
 CONFIG_FILE: Final = "config.pbtxt"
 CARD_FILE: Final = "shoal.toml"
+VARIANTS: Final = "variants"
+"""Folder of more files of the model, each `NAME.onnx`, or `NAME@TARGET.onnx` if compiled."""
 MAX_CONFIG_BYTES: Final = 256 * 1024
 MAX_LABEL_BYTES: Final = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
+class VariantFile:
+    """One more file of a model; `target` is the chip it was compiled for, empty for any."""
+
+    name: str
+    file: Path
+    target: str = ""
+
+
+@dataclass(frozen=True)
 class Found:
     """A model file with what lies beside it. `version` is None where the path gives none;
-    `card`, `config` and `labels` as `POST /api/v1/models` takes them."""
+    `card`, `config` and `labels` as `POST /api/v1/models` takes them. `golden` is the file that
+    the card names for golden inputs."""
 
     file: Path
     version: str | None = None
     card: dict[str, Any] | None = None
     config: str | None = None
     labels: dict[str, list[str]] = field(default_factory=dict)
+    variants: tuple[VariantFile, ...] = ()
+    golden: Path | None = None
 
 
 def find_models(path: Path, version: str | None = None) -> list[Found]:
@@ -45,14 +61,36 @@ def find_models(path: Path, version: str | None = None) -> list[Found]:
         if numbered or (path / CONFIG_FILE).is_file():
             return _repository(path, numbered, version)
         file = _only_model(path)
-        return [Found(file, version, _card(path, file))]
+        card = _card(path, file)
+        golden = _golden(path, card)
+        return [Found(file, version, card, variants=_variants(path), golden=golden)]
     if not path.exists():
         raise CliError(f"there is nothing at {path}: give a model file or its folder")
     if path.suffix.lower() not in SUFFIXES or not path.is_file():
         raise CliError(f"{path} is no model: give an .onnx or .tflite file, or a model's folder")
     # A card belongs to the model it lies beside, if there is no doubt which that is.
     alone = len(_models(path.parent)) == 1
-    return [Found(path, version, _card(path.parent, path) if alone else None)]
+    card = _card(path.parent, path) if alone else None
+    return [Found(path, version, card, golden=_golden(path.parent, card))]
+
+
+def variant_file(text: str) -> VariantFile:
+    """`NAME=FILE`, or `NAME=FILE@TARGET` for a compiled one. `CliError` if there is no file."""
+    name, sign, rest = text.partition("=")
+    if not (name and sign and rest):
+        raise typer.BadParameter(f"{text[:80]!r} is not of the form NAME=FILE or NAME=FILE@TARGET.")
+    file, target = Path(rest), ""
+    if not file.is_file() and "@" in rest:
+        before, _, target = rest.rpartition("@")
+        file = Path(before)
+    return VariantFile(name, checked_file(file), target)
+
+
+def checked_file(file: Path) -> Path:
+    """A model's file that is there. Raises `CliError`."""
+    if file.suffix.lower() not in SUFFIXES or not file.is_file():
+        raise CliError(f"{file} is no model: give an .onnx or .tflite file")
+    return file
 
 
 def _repository(folder: Path, numbered: list[Path], version: str | None) -> list[Found]:
@@ -66,7 +104,9 @@ def _repository(folder: Path, numbered: list[Path], version: str | None) -> list
     found = []
     for child in chosen:
         file = _only_model(child)
-        found.append(Found(file, child.name, _card(folder, file), config, labels))
+        card, variants = _card(folder, file), _variants(child)
+        golden = _golden(folder, card)
+        found.append(Found(file, child.name, card, config, labels, variants, golden))
     return found
 
 
@@ -83,6 +123,26 @@ def _only_model(folder: Path) -> Path:
     if not preferred[0].is_file():
         raise CliError(f"{preferred[0]} is not a file: only models in one file can be pushed")
     return preferred[0]
+
+
+def _variants(folder: Path) -> tuple[VariantFile, ...]:
+    """What lies in the folder's `variants`."""
+    if not (folder / VARIANTS).is_dir():
+        return ()
+    files = [checked_file(file) for file in _models(folder / VARIANTS)]
+    parts = [(file, *file.stem.partition("@")) for file in files]
+    return tuple(VariantFile(name, file, target) for file, name, _, target in parts)
+
+
+def _golden(folder: Path, card: dict[str, Any] | None) -> Path | None:
+    """The file of golden inputs that a card names; a card may come from strangers."""
+    name = card.get("golden", {}).get("inputs") if card is not None else None
+    if name is None:
+        return None
+    file = folder / str(name)
+    if file.is_symlink() or not file.is_file():
+        raise CliError(f"{CARD_FILE} names golden inputs in {file}, which is no file")
+    return file
 
 
 def _config(folder: Path) -> tuple[str | None, dict[str, list[str]]]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Iterable
 from datetime import datetime
+
+from shoal_shared.placement import CPU_PROVIDERS, Placement, Proof
 
 _SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
 _AGES = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
@@ -32,6 +35,27 @@ def percent(fraction: float) -> str:
 def providers(names: Iterable[str]) -> str:
     """Execution providers without the word that they all end in: CUDA, CPU."""
     return ", ".join(name.removesuffix("ExecutionProvider") for name in names)
+
+
+def runs_on(placement: Placement | None, names: Collection[str]) -> str:
+    """Where a model runs: "100 % QNN (97 of 97 nodes)", "CPU only", "CUDA, not proven".
+
+    `names` are the providers, which are all there is where a device tells no placement. The
+    share is rounded down, so that 100 % is all of it.
+    """
+    if placement is None:
+        return providers(names)
+    nodes = placement.nodes
+    fast = [name for name in nodes or names if name not in CPU_PROVIDERS]
+    if placement.accelerated <= 0:
+        return "CPU only"
+    where = providers(fast) or "accelerator"
+    if placement.proof is Proof.LISTED:
+        return f"{where}, not proven"
+    share = f"{math.floor(placement.accelerated * 100 + 1e-9)} % {where}"
+    if not nodes:
+        return f"{share} (by timing)" if placement.proof is Proof.TIMING else share
+    return f"{share} ({sum(nodes[name] for name in fast)} of {sum(nodes.values())} nodes)"
 
 
 def age(moment: datetime, now: datetime) -> str:

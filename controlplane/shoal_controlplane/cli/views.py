@@ -10,6 +10,7 @@ import msgspec
 
 from shoal_controlplane.cli.errors import CliError
 from shoal_shared.messages import Accelerator, Board, RuntimeInfo
+from shoal_shared.placement import Placement as Nodes
 from shoal_shared.profiles import Profile
 from shoal_shared.signature import ModelSignature
 
@@ -25,20 +26,36 @@ class Telemetry(msgspec.Struct, kw_only=True):
     temperature_c: float | None = None
     throttled: bool = False
     power_w: float | None = None
+    accelerator_load: float | None = None
+    accelerator_memory_used_bytes: int | None = None
     models: dict[str, tuple[int, int, int]] = {}
 
 
-class Replica(msgspec.Struct, kw_only=True):
+class Serving(msgspec.Struct, kw_only=True):
+    """What a device says of a model that it serves; `fallback` marks one that runs on the CPU
+    although the device has an accelerator."""
+
+    state: str
+    reason: str = ""
+    providers: tuple[str, ...] = ()
+    profile: Profile | None = None
+    variant: str = ""
+    runtime: str = ""
+    placement: Nodes | None = None
+    golden_error: float | None = None
+    compiled: str = ""
+    load_s: float = 0.0
+    notes: tuple[str, ...] = ()
+    fallback: bool = False
+
+
+class Replica(Serving, kw_only=True):
     """One model on a device."""
 
     model: str
     version: str
-    state: str
-    reason: str = ""
     deployment: str = ""
-    providers: tuple[str, ...] = ()
     memory_bytes: int = 0
-    profile: Profile | None = None
 
     @property
     def key(self) -> str:
@@ -58,6 +75,8 @@ class Device(msgspec.Struct, kw_only=True):
     disk_free_bytes: int | None = None
     accelerators: tuple[Accelerator, ...] = ()
     runtimes: tuple[RuntimeInfo, ...] = ()
+    toolkits: dict[str, str] = {}
+    power_mode: str = ""
     labels: dict[str, str] = {}
     notes: tuple[str, ...] = ()
     agent_version: str | None = None
@@ -80,6 +99,27 @@ class Model(msgspec.Struct, kw_only=True):
     versions: tuple[str, ...]
 
 
+class Variant(msgspec.Struct, kw_only=True):
+    """One more file of a version; `target` is the chip it was compiled for, empty for any."""
+
+    name: str
+    digest: str
+    size_bytes: int
+    format: str
+    target: str = ""
+    note: str = ""
+
+
+class Golden(msgspec.Struct, kw_only=True):
+    """Golden inputs and outputs of a version, and how far an output may be off."""
+
+    digest: str
+    size_bytes: int
+    cases: int
+    absolute: float
+    relative: float
+
+
 class ModelVersion(msgspec.Struct, kw_only=True):
     """A version of a model; `max_batch` is 0 where it has no batch dimension."""
 
@@ -94,16 +134,25 @@ class ModelVersion(msgspec.Struct, kw_only=True):
     parameters: int = 0
     opset: int | None = None
     card: dict[str, Any] | None = None
+    golden: Golden | None = None
+    variants: tuple[Variant, ...] = ()
 
 
-class Placement(msgspec.Struct, kw_only=True):
+class Placement(Serving, kw_only=True):
     """A replica of a deployment."""
 
     device: str
-    state: str
-    reason: str = ""
-    providers: tuple[str, ...] = ()
-    profile: Profile | None = None
+
+
+class Measured(msgspec.Struct, kw_only=True):
+    """What was measured of a file of a model on a type of board."""
+
+    variant: str
+    board: str
+    runtime: str
+    profile: Profile
+    memory_bytes: int = 0
+    accelerated: float | None = None
 
 
 class Deployment(msgspec.Struct, kw_only=True):
@@ -120,6 +169,8 @@ class Deployment(msgspec.Struct, kw_only=True):
     all: bool = False
     select: dict[str, str] = {}
     slo_ms: float | None = None
+    options: dict[str, Any] = {}
+    require_accelerator: bool = False
     reason: str = ""
     placements: tuple[Placement, ...] = ()
 

@@ -10,10 +10,12 @@ from typing import Protocol
 
 import structlog
 
-from shoal_controlplane.deployments.goals import models_by_device, next_goal
+from shoal_controlplane.deployments.deployment import Deployment
+from shoal_controlplane.deployments.goals import files, models_by_device, next_goal
+from shoal_controlplane.deployments.measured import measured_by
 from shoal_controlplane.deployments.picture import served_models, snapshot
 from shoal_controlplane.deployments.status import Summary, summarise
-from shoal_controlplane.deployments.store import Deployment, DeploymentStore
+from shoal_controlplane.deployments.store import DeploymentStore
 from shoal_controlplane.devices.live import Device, LiveFleet
 from shoal_controlplane.errors import NotFoundError
 from shoal_controlplane.events.log import EventLog
@@ -47,6 +49,9 @@ class Models(Protocol):
 
     async def get(self, name: str, version: str | None = None) -> ModelVersion:
         """One version, or the newest. Raises `NotFoundError`."""
+
+    async def all(self) -> tuple[ModelVersion, ...]:
+        """Every version of every model."""
 
 
 class Goals(Protocol):
@@ -117,6 +122,7 @@ class DeploymentController:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        await self._store.save_measured()
 
     def wake(self) -> None:
         """Something changed: decide anew soon."""
@@ -170,6 +176,7 @@ class DeploymentController:
                 await self._look_up()
                 await self._place()
             self._tell_states()
+        await self._keep_measured()
         async with self._stepped:
             self._stepped.notify_all()
 
@@ -215,6 +222,9 @@ class DeploymentController:
         if before is not None and after is not None and _same_for_placement(before, after):
             return
         self._note_failures(before, after)
+        if after is not None:
+            for measured in measured_by(after, self._known):
+                self._store.measured.note(measured)
         self.wake()
 
     def _note_failures(self, before: Device | None, after: Device | None) -> None:
@@ -239,8 +249,9 @@ class DeploymentController:
                 self._failures[after.id, key] = self._clock()
 
     async def _look_up(self) -> None:
-        """Learn the models of all deployments; one that is gone makes its deployment fail."""
-        for key in {d.key for d in self._store.deployments.values()} - self._known.keys():
+        """Learn the models of all deployments, and what changed of them; one that is gone makes its
+        deployment fail."""
+        for key in {d.key for d in self._store.deployments.values()}:
             with contextlib.suppress(NotFoundError):
                 self._known[key] = await self._models.get(*key)
 
@@ -259,6 +270,13 @@ class DeploymentController:
         for key in self._known.keys() - present - deployed:
             del self._known[key]
 
+    async def _keep_measured(self) -> None:
+        """Forget what was measured of files that no model has any more, save the rest."""
+        measured = self._store.measured
+        if len(measured):
+            measured.keep({f.digest for model in await self._models.all() for f in files(model)})
+        await self._store.save_measured()
+
     async def _place(self) -> None:
         """Decide, save, publish: in this order, so that no device ever acts on a goal that a
         restart would not know."""
@@ -273,6 +291,7 @@ class DeploymentController:
                 store.assignment,
                 self._known,
                 self._failures,
+                store.measured,
                 now,
                 self._limits,
             )
@@ -339,6 +358,7 @@ def _same_for_placement(before: Device, after: Device) -> bool:
         and before.boot_id == after.boot_id
         and before.capabilities is after.capabilities
         and before.reported is after.reported
+        and before.slowed == after.slowed
         and before.cordoned == after.cordoned
         and before.operator_labels is after.operator_labels
     )

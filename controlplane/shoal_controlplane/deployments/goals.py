@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import msgspec
+from msgspec.structs import replace
 
-from shoal_controlplane.deployments.store import Deployment
+from shoal_controlplane.deployments.deployment import Deployment
 from shoal_controlplane.models.version import ModelVersion
 from shoal_controlplane.planner.snapshot import ModelKey
-from shoal_shared.messages import Desired, ModelGoal, Reported
+from shoal_shared.messages import REFERENCE, Desired, ModelGoal, Reported, VariantGoal
 
 _MOST_PLAUSIBLE_GOAL = 2**53
 
 MAX_BATCH = 4096
 """Devices refuse goals with more."""
+
+
+def files(model: ModelVersion) -> tuple[VariantGoal, ...]:
+    """The file that a version was pushed with, then its variants."""
+    reference = VariantGoal(
+        name=REFERENCE, digest=model.digest, size=model.size, format=model.format
+    )
+    return (reference, *_variants(model))
 
 
 def model_goal(deployment: Deployment, model: ModelVersion) -> ModelGoal:
@@ -28,6 +37,9 @@ def model_goal(deployment: Deployment, model: ModelVersion) -> ModelGoal:
         format=model.format,
         max_batch=min(deployment.max_batch or max(1, model.max_batch), MAX_BATCH),
         options=dict(deployment.options),
+        variants=_variants(model),
+        golden=model.golden,
+        require_accelerator=deployment.require_accelerator,
     )
 
 
@@ -43,7 +55,8 @@ def models_by_device(
 ) -> dict[str, tuple[ModelGoal, ...]]:
     """What every device shall serve, by model and version.
 
-    Deployments of one model version share it where they meet; the oldest gives its options.
+    Deployments of one model version share it where they meet: the oldest gives its options, and
+    an accelerator is required if any of them requires one.
     """
     found: dict[str, dict[ModelKey, ModelGoal]] = {}
     for deployment in deployments:
@@ -52,7 +65,9 @@ def models_by_device(
             continue
         goal = model_goal(deployment, model)
         for device in assignment.get(deployment.name, ()):
-            found.setdefault(device, {}).setdefault(deployment.key, goal)
+            shared = found.setdefault(device, {}).setdefault(deployment.key, goal)
+            if goal.require_accelerator and not shared.require_accelerator:
+                found[device][deployment.key] = replace(shared, require_accelerator=True)
     return {
         device: tuple(goal for _, goal in sorted(goals.items())) for device, goals in found.items()
     }
@@ -75,3 +90,10 @@ def next_goal(
     else:
         needed = current.models != models or seen > number
     return Desired(goal=max(number, seen) + 1, models=models) if needed else None
+
+
+def _variants(model: ModelVersion) -> tuple[VariantGoal, ...]:
+    return tuple(
+        VariantGoal(name=v.name, digest=v.digest, size=v.size, format=v.format, target=v.target)
+        for v in model.variants
+    )

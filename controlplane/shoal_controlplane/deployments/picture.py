@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from statistics import fmean
 
-from shoal_controlplane.deployments.goals import goal_size, model_goal
-from shoal_controlplane.deployments.store import Deployment
+from shoal_controlplane.deployments.deployment import Deployment
+from shoal_controlplane.deployments.goals import files, goal_size, model_goal
+from shoal_controlplane.deployments.measured import Measurements
+from shoal_controlplane.devices.fallback import lists_accelerator
 from shoal_controlplane.devices.live import Device
 from shoal_controlplane.gateway.table import Replica, ServedModel
 from shoal_controlplane.models.version import ModelVersion
@@ -37,33 +39,42 @@ def snapshot(
     assignment: Mapping[str, frozenset[str]],
     models: Mapping[ModelKey, ModelVersion],
     failures: Failures,
+    measured: Measurements,
     now: float,
     limits: Limits,
 ) -> Snapshot:
-    """What the planner decides on. Deployments whose model is gone are left out."""
+    """What the planner decides on. Deployments whose model is gone are left out.
+
+    Speed and memory on a board are what devices that serve report, else what was `measured`.
+    """
     fleet = list(devices)
     placeable = [d for d in deployments if d.key in models]
     failed: dict[str, dict[ModelKey, float]] = {}
     for (device, key), at in failures.items():
         failed.setdefault(device, {})[key] = now - at
-    speeds = _speeds(fleet)
+    speeds, memory = _speeds(fleet), _memory(fleet)
     # Where deployments of one model version meet, any of them may give the goal.
     sizes: dict[ModelKey, int] = {}
     for d in placeable:
         size = goal_size(model_goal(d, models[d.key]))
         sizes[d.key] = max(size, sizes.get(d.key, 0))
+    known = {key: measured.best(f.digest for f in files(models[key])) for key in sizes}
     return Snapshot(
         devices={d.id: _device_view(d, models, failed.get(d.id, {}), now) for d in fleet},
         deployments=tuple(
             DeploymentView(
                 name=d.name,
                 key=d.key,
-                format=models[d.key].format,
+                formats=frozenset(f.format for f in files(models[d.key])),
                 file_bytes=models[d.key].size,
+                disk_bytes=_disk_bytes(models[d.key]),
                 goal_bytes=sizes[d.key],
                 replicas=d.replicas,
                 select=d.select,
-                speed_ms=speeds.get(d.key, {}),
+                require_accelerator=d.require_accelerator,
+                speed_ms={b: m.item_ms for b, m in known[d.key].items()} | speeds.get(d.key, {}),
+                memory_bytes={b: m.memory_bytes for b, m in known[d.key].items()}
+                | memory.get(d.key, {}),
             )
             for d in placeable
         ),
@@ -100,7 +111,8 @@ def served_models(
                 and report.digest == model.digest
                 and device.goal_seen >= asked.get((device.id, key), 0)
             ):
-                replica = Replica(device.id, report.profile or UNMEASURED)
+                profile = report.profile or UNMEASURED
+                replica = Replica(device.id, profile, slowed=device.slowed)
                 replicas.setdefault(key, []).append(replica)
     return [
         ServedModel(
@@ -126,13 +138,13 @@ def _device_view(
     able, load = device.capabilities, device.telemetry
     if able is None:
         # It has not said what it can do: no formats, so nothing is placed on it.
-        return DeviceView(device.id, 0, 0, frozenset(), device.labels)
+        return DeviceView(device.id, 0, 0, frozenset(), labels=device.labels)
     reports = {(r.model, r.version): r for r in device.replicas}
     own = sum(r.memory_bytes for r in reports.values() if r.state in _RUNNING)
     others = max(0, load.memory_used_bytes - own) if load is not None else 0
     disk = load.disk_free_bytes if load is not None else able.disk_free_bytes
     coming = sum(
-        models[key].size
+        _disk_bytes(models[key])
         for key, report in reports.items()
         if report.state in _COMING and key in models
     )
@@ -141,8 +153,9 @@ def _device_view(
         memory_bytes=max(0, able.memory_bytes - others),
         disk_bytes=max(0, disk - coming),
         formats=frozenset(f for runtime in able.runtimes for f in runtime.formats),
+        accelerated=lists_accelerator(able),
         labels=device.labels,
-        board=_board(device),
+        board=device.board,
         offline_s=0.0 if device.online else max(now - device.since, 1e-9),
         cordoned=device.cordoned,
         held={
@@ -162,17 +175,29 @@ def _speeds(devices: Iterable[Device]) -> dict[ModelKey, dict[str, float]]:
             if report.profile is not None:
                 key = (report.model, report.version)
                 boards = found.setdefault(key, {})
-                boards.setdefault(_board(device), []).append(_per_item(report.profile))
+                boards.setdefault(device.board, []).append(_per_item(report.profile))
     return {
         key: {board: fmean(values) for board, values in boards.items()}
         for key, boards in found.items()
     }
 
 
+def _memory(devices: Iterable[Device]) -> dict[ModelKey, dict[str, int]]:
+    """Bytes of memory by model and board: the most that one of the devices measured."""
+    found: dict[ModelKey, dict[str, int]] = {}
+    for device in devices:
+        for report in device.replicas:
+            if report.memory_bytes:
+                boards = found.setdefault((report.model, report.version), {})
+                boards[device.board] = max(boards.get(device.board, 0), report.memory_bytes)
+    return found
+
+
+def _disk_bytes(model: ModelVersion) -> int:
+    """All files that a device may fetch."""
+    golden = model.golden.size if model.golden is not None else 0
+    return golden + sum(file.size for file in files(model))
+
+
 def _per_item(profile: Profile) -> float:
     return profile.milliseconds(profile.knee) / profile.knee
-
-
-def _board(device: Device) -> str:
-    able = device.capabilities
-    return f"{able.board.family}/{able.board.model}" if able is not None else ""

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
 
-from shoal_controlplane.deployments.controller import DeploymentController
-from shoal_controlplane.deployments.controller import Models as Lookup
+from shoal_controlplane.deployments.controller import DeploymentController, Models
+from shoal_controlplane.deployments.deployment import Deployment
 from shoal_controlplane.deployments.service import DeploymentService, NewDeployment
-from shoal_controlplane.deployments.store import Deployment, DeploymentStore
+from shoal_controlplane.deployments.store import DeploymentStore
 from shoal_controlplane.errors import ConflictError, NotFoundError, UnavailableError
 from shoal_controlplane.gateway.table import ServingTable, version_key
 from shoal_controlplane.models.version import ModelVersion
 from shoal_shared.status import ReplicaState
 
 LOAD_TIMEOUT_S = 60.0
-
-
-class Models(Lookup, Protocol):
-    """Where models are looked up and listed."""
-
-    async def all(self) -> tuple[ModelVersion, ...]: ...
 
 
 class DeployedRepository:

@@ -17,7 +17,7 @@ from shoal_controlplane.deployments.service import (
     DeploymentService,
     NewDeployment,
 )
-from shoal_controlplane.deployments.views import DeploymentView
+from shoal_controlplane.deployments.views import DeploymentView, MeasuredView
 from shoal_controlplane.devices.routes import LabelFilter, parse_labels
 from shoal_controlplane.errors import InvalidError
 from shoal_shared.status import DeploymentState
@@ -31,7 +31,11 @@ Select = Annotated[dict[Label, Label], Field(max_length=16)]
 
 
 class DeploymentRequest(BaseModel):
-    """What to deploy. Without `version`, the newest; `replicas` (1 by default) or `all`."""
+    """What to deploy. Without `version`, the newest; `replicas` (1 by default) or `all`.
+
+    With `require_accelerator` a replica fails rather than runs on the CPU; `options` go to the
+    runtime.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,6 +48,7 @@ class DeploymentRequest(BaseModel):
     slo_ms: Annotated[float, Field(gt=0, le=3_600_000)] | None = None
     max_batch: Annotated[int, Field(ge=1, le=MAX_BATCH)] | None = None
     options: dict[str, Any] = {}
+    require_accelerator: bool = False
 
 
 class DeploymentPatch(BaseModel):
@@ -55,6 +60,7 @@ class DeploymentPatch(BaseModel):
     all: bool | None = None
     version: Name | None = None
     select: Select | None = None
+    require_accelerator: bool | None = None
 
 
 def deployment_routes(service: DeploymentService, idempotency: Idempotency) -> APIRouter:
@@ -80,6 +86,7 @@ def deployment_routes(service: DeploymentService, idempotency: Idempotency) -> A
                     slo_ms=new.slo_ms,
                     max_batch=new.max_batch,
                     options=new.options,
+                    require_accelerator=new.require_accelerator,
                 )
             )
             headers = {"Location": f"{PREFIX}/{view.name}", "ETag": etag(view.revision)}
@@ -109,10 +116,16 @@ def deployment_routes(service: DeploymentService, idempotency: Idempotency) -> A
     async def change_deployment(
         name: str, change: DeploymentPatch, response: Response, if_match: IfMatch = None
     ) -> DeploymentView:
-        """Change replicas, version or selector."""
+        """Change replicas, version, selector or whether an accelerator is required."""
         view = await service.edit(
             name,
-            DeploymentChange(change.replicas, change.all, change.version, change.select),
+            DeploymentChange(
+                change.replicas,
+                change.all,
+                change.version,
+                change.select,
+                change.require_accelerator,
+            ),
             if_match,
         )
         response.headers["ETag"] = etag(view.revision)
@@ -122,5 +135,22 @@ def deployment_routes(service: DeploymentService, idempotency: Idempotency) -> A
     async def delete_deployment(name: str) -> None:
         """Delete a deployment: its devices unload the model."""
         await service.delete(name)
+
+    both = APIRouter()
+    both.include_router(router)
+    both.include_router(_profile_routes(service))
+    return both
+
+
+def _profile_routes(service: DeploymentService) -> APIRouter:
+    router = APIRouter(prefix="/api/v1/models", tags=["models"])
+
+    @router.get("/{name}/versions/{version}/profiles")
+    async def list_profiles(
+        name: str, version: str, paging: Annotated[Paging, Depends()]
+    ) -> Page[MeasuredView]:
+        """How fast a version was and what memory it took, by board, runtime and variant."""
+        found = await service.profiles(name, version, paging.after, paging.limit + 1)
+        return page(found, lambda view: view.key, paging)
 
     return router

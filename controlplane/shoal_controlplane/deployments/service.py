@@ -10,9 +10,15 @@ import msgspec
 
 from shoal_controlplane.api.conditional import check_if_match
 from shoal_controlplane.deployments.controller import DeploymentController, Models
-from shoal_controlplane.deployments.goals import goal_size, model_goal
-from shoal_controlplane.deployments.store import Deployment, DeploymentStore
-from shoal_controlplane.deployments.views import DeploymentView, deployment_view
+from shoal_controlplane.deployments.deployment import Deployment
+from shoal_controlplane.deployments.goals import files, goal_size, model_goal
+from shoal_controlplane.deployments.store import DeploymentStore
+from shoal_controlplane.deployments.views import (
+    DeploymentView,
+    MeasuredView,
+    deployment_view,
+    measured_view,
+)
 from shoal_controlplane.errors import ConflictError, InvalidError, NotFoundError
 from shoal_controlplane.events.log import EventLog
 from shoal_controlplane.models.version import ModelVersion
@@ -26,7 +32,8 @@ MAX_NAME = 64
 @dataclass(frozen=True, slots=True)
 class NewDeployment:
     """What to create. Without a `name` it gets the model's; without a `version` the newest;
-    `replicas` None means every device that fits."""
+    `replicas` None means every device that fits. With `require_accelerator` a replica fails
+    rather than runs on the CPU."""
 
     model: str
     version: str | None = None
@@ -36,6 +43,7 @@ class NewDeployment:
     slo_ms: float | None = None
     max_batch: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    require_accelerator: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,7 @@ class DeploymentChange:
     every: bool | None = None
     version: str | None = None
     select: Mapping[str, str] | None = None
+    require_accelerator: bool | None = None
 
 
 class DeploymentService:
@@ -94,6 +103,17 @@ class DeploymentService:
                     break
         return found
 
+    async def profiles(
+        self, model: str, version: str, after: str | None, limit: int
+    ) -> list[MeasuredView]:
+        """Up to `limit` of what was measured of a model version, keys after `after`. Raises
+        `NotFoundError`."""
+        found = await self._models.get(model, version)
+        measured = self._store.measured
+        views = [measured_view(f.name, m) for f in files(found) for m in measured.of(f.digest)]
+        views.sort(key=lambda view: view.key)
+        return [view for view in views if after is None or view.key > after][:limit]
+
     async def create(self, new: NewDeployment) -> DeploymentView:
         """Create a deployment. Raises `NotFoundError` for a model that is not there,
         `ConflictError` for a name that is taken, `InvalidError`."""
@@ -117,9 +137,9 @@ class DeploymentService:
                 slo_ms=new.slo_ms,
                 max_batch=new.max_batch,
                 options=options,
+                require_accelerator=new.require_accelerator,
             )
-            if goal_size(model_goal(deployment, model)) > MAX_GOAL_BYTES:
-                raise InvalidError(f"The options exceed {MAX_GOAL_BYTES} bytes: shorten them.")
+            _check_size(deployment, model)
             await self._store.put(deployment)
             self._controller.learn(model)
         self._tell("created", deployment)
@@ -138,6 +158,11 @@ class DeploymentService:
                 version=model.version,
                 replicas=_replicas(before, change),
                 select=before.select if change.select is None else dict(change.select),
+                require_accelerator=(
+                    before.require_accelerator
+                    if change.require_accelerator is None
+                    else change.require_accelerator
+                ),
             )
             if after == before:
                 return self._shown(before)
@@ -146,6 +171,7 @@ class DeploymentService:
                     f"Deployment {name} has max_batch {after.max_batch}, but version "
                     f"{model.version} takes batches of at most {max(1, model.max_batch)}."
                 )
+            _check_size(after, model)
             after = replace(after, revision=before.revision + 1, completed=False)
             await self._store.put(after)
             self._controller.learn(model)
@@ -196,6 +222,18 @@ class DeploymentService:
             f"Deployment {deployment.name} of {model} was {verb}.",
             {"model": deployment.model, "version": deployment.version},
         )
+
+
+def _check_size(deployment: Deployment, model: ModelVersion) -> None:
+    """Raises `InvalidError` if devices could not be told of the deployment."""
+    if goal_size(model_goal(deployment, model)) <= MAX_GOAL_BYTES:
+        return
+    if model.variants:
+        raise InvalidError(
+            f"The options and the {len(model.variants)} variants of {model.name}:{model.version} "
+            f"exceed {MAX_GOAL_BYTES} bytes: shorten the options, or delete variants."
+        )
+    raise InvalidError(f"The options exceed {MAX_GOAL_BYTES} bytes: shorten them.")
 
 
 def _replicas(before: Deployment, change: DeploymentChange) -> int | None:

@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shoal_controlplane.deployments.store import Deployment
+from shoal_controlplane.deployments.deployment import Deployment
+from shoal_controlplane.devices.fallback import fell_back
 from shoal_controlplane.devices.live import Device
 from shoal_controlplane.planner.snapshot import Placed
-from shoal_shared.profiles import Profile
+from shoal_shared.messages import ReplicaReport
 from shoal_shared.status import DeploymentState, ReplicaState
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One replica. Where its device is away, or is not `heard` about it, it counts as queued."""
+    """One replica, with what its device says of it. Where the device is away, or is not heard
+    about it, it counts as queued. `fallback` says that it runs on the CPU of a device that has an
+    accelerator."""
 
     device: str
     state: ReplicaState
     reason: str = ""
-    providers: tuple[str, ...] = ()
-    profile: Profile | None = None
-    heard: bool = True
+    report: ReplicaReport | None = None
+    fallback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def _state(
         return DeploymentState.DEGRADED if deployment.completed else DeploymentState.PROGRESSING
     if any(p.state is ReplicaState.FAILED for p in placements):
         return DeploymentState.FAILED
-    if any(p.heard for p in placements):
+    if any(p.report is not None for p in placements):
         return DeploymentState.PROGRESSING
     return DeploymentState.PENDING
 
@@ -99,15 +101,15 @@ def _placement(
     deployment: Deployment, digest: str | None, device: Device | None, name: str, serving: bool
 ) -> Placement:
     if device is None or not device.online:
-        return Placement(name, ReplicaState.QUEUED, "the device is offline", heard=False)
+        return Placement(name, ReplicaState.QUEUED, "the device is offline")
     for report in device.live_replicas:
         if (report.model, report.version) == deployment.key and report.digest == digest:
             state, reason = report.state, report.reason
             if state is ReplicaState.FAILED:
                 reason = reason or "the device gave no reason"
             elif state is ReplicaState.READY and device.cordoned:
-                return Placement(name, ReplicaState.QUEUED, "the device is cordoned", heard=False)
+                return Placement(name, ReplicaState.QUEUED, "the device is cordoned")
             elif state is ReplicaState.READY and not serving:
                 state, reason = ReplicaState.PROFILING, "the gateway is about to use it"
-            return Placement(name, state, reason, report.providers, report.profile)
-    return Placement(name, ReplicaState.QUEUED, "the device has not answered yet", heard=False)
+            return Placement(name, state, reason, report, fell_back(device, report))
+    return Placement(name, ReplicaState.QUEUED, "the device has not answered yet")

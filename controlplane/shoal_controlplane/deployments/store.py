@@ -1,10 +1,12 @@
-"""Deployments, assignments and goals: in memory for the loop, in the database for a restart."""
+"""Deployments, assignments, goals and measurements: in memory for the loop, in the database for
+a restart."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,31 +14,18 @@ from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
 from shoal_controlplane.database import Database
-from shoal_controlplane.deployments.tables import AssignmentRow, DeploymentRow, GoalRow
-from shoal_controlplane.planner.snapshot import ModelKey
+from shoal_controlplane.deployments.deployment import Deployment
+from shoal_controlplane.deployments.measured import Measured, MeasuredKey, Measurements
+from shoal_controlplane.deployments.tables import (
+    AssignmentRow,
+    DeploymentRow,
+    GoalRow,
+    MeasuredRow,
+)
 from shoal_shared.messages import Desired, decode_document, encode_document
+from shoal_shared.profiles import Profile
 
-
-@dataclass(frozen=True, slots=True)
-class Deployment:
-    """What an operator asked for. `replicas` None means every device that fits; `completed`
-    says that all wanted replicas were ready once; `created_at` is seconds since the epoch."""
-
-    name: str
-    model: str
-    version: str
-    replicas: int | None
-    select: Mapping[str, str]
-    created_at: float
-    slo_ms: float | None = None
-    max_batch: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    revision: int = 1
-    completed: bool = False
-
-    @property
-    def key(self) -> ModelKey:
-        return (self.model, self.version)
+BATCH = 500
 
 
 class DeploymentStore:
@@ -49,10 +38,12 @@ class DeploymentStore:
         self.deployments: dict[str, Deployment] = {}
         self.assignment: dict[str, frozenset[str]] = {}
         self.goals: dict[str, Desired] = {}
+        self.measured = Measurements()
 
     async def load(self) -> None:
         """Start with what the database holds."""
         self.deployments, self.assignment, self.goals = await self._database.run(_load)
+        self.measured.load(await self._database.run(_load_measured))
 
     def goal_of(self, device: str) -> int | None:
         """Number of a device's goal, None if it never had one."""
@@ -104,6 +95,15 @@ class DeploymentStore:
         for name in completed:
             self.deployments[name] = replace(self.deployments[name], completed=True)
 
+    async def save_measured(self) -> None:
+        """Write what was measured, and what was dropped, since the last time."""
+        while changes := self.measured.take_unsaved(BATCH):
+            try:
+                await self._database.run(partial(_save_measured, changes=changes))
+            except BaseException:
+                self.measured.put_back(changes)
+                raise
+
 
 Loaded = tuple[dict[str, Deployment], dict[str, frozenset[str]], dict[str, Desired]]
 
@@ -136,6 +136,7 @@ def _deployment(row: DeploymentRow) -> Deployment:
         options=msgspec.json.decode(row.options, type=dict[str, Any]),
         revision=row.revision,
         completed=row.completed,
+        require_accelerator=row.require_accelerator,
     )
 
 
@@ -153,6 +154,7 @@ def _put(session: Session, deployment: Deployment) -> None:
             created_at=deployment.created_at,
             revision=deployment.revision,
             completed=deployment.completed,
+            require_accelerator=deployment.require_accelerator,
         )
     )
 
@@ -181,3 +183,39 @@ def _save_goals(session: Session, goals: Mapping[str, Desired], gone: Collection
         found = session.get(GoalRow, device)
         if found is not None:
             session.delete(found)
+
+
+def _load_measured(session: Session) -> list[Measured]:
+    rows = session.exec(select(MeasuredRow).order_by(col(MeasuredRow.updated_at)))
+    return [
+        Measured(
+            digest=row.digest,
+            board=row.board,
+            runtime=row.runtime,
+            profile=msgspec.json.decode(row.profile, type=Profile),
+            memory_bytes=row.memory_bytes,
+            accelerated=row.accelerated,
+            updated_at=row.updated_at,
+        )
+        for row in rows
+    ]
+
+
+def _save_measured(session: Session, changes: Mapping[MeasuredKey, Measured | None]) -> None:
+    for key, measured in changes.items():
+        if measured is None:
+            found = session.get(MeasuredRow, key)
+            if found is not None:
+                session.delete(found)
+            continue
+        session.merge(
+            MeasuredRow(
+                digest=measured.digest,
+                board=measured.board,
+                runtime=measured.runtime,
+                profile=msgspec.json.encode(measured.profile).decode(),
+                memory_bytes=measured.memory_bytes,
+                accelerated=measured.accelerated,
+                updated_at=measured.updated_at,
+            )
+        )

@@ -1,8 +1,8 @@
-"""Tables of deployments, their assignment to devices, and the goals of devices."""
+"""Tables of deployments, their assignment to devices, goals of devices, and measurements."""
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Text
+from sqlalchemy import BigInteger, Column, Text
 from sqlmodel import Field, SQLModel
 
 
@@ -23,6 +23,7 @@ class DeploymentRow(SQLModel, table=True):
     created_at: float
     revision: int
     completed: bool = False
+    require_accelerator: bool = False
 
 
 class AssignmentRow(SQLModel, table=True):
@@ -43,3 +44,18 @@ class GoalRow(SQLModel, table=True):
 
     device: str = Field(primary_key=True, max_length=64)
     document: str = Field(sa_column=Column(Text, nullable=False))
+
+
+class MeasuredRow(SQLModel, table=True):
+    """How a model file ran on a type of board under a runtime. `profile` is a JSON object,
+    `accelerated` null where the device did not tell, `updated_at` in seconds since the epoch."""
+
+    __tablename__ = "measured"
+
+    digest: str = Field(primary_key=True, max_length=71)
+    board: str = Field(primary_key=True, max_length=257)
+    runtime: str = Field(primary_key=True, max_length=128)
+    profile: str = Field(sa_column=Column(Text, nullable=False))
+    memory_bytes: int = Field(sa_column=Column(BigInteger, nullable=False))
+    accelerated: float | None = None
+    updated_at: float

@@ -7,21 +7,52 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel
 
+from shoal_controlplane.deployments.deployment import Deployment
+from shoal_controlplane.deployments.measured import Measured
 from shoal_controlplane.deployments.status import Placement, Summary
-from shoal_controlplane.deployments.store import Deployment
-from shoal_controlplane.devices.views import ProfileView
+from shoal_controlplane.devices.views import NodesView, ProfileView
 from shoal_controlplane.events.log import timestamp
 from shoal_shared.status import DeploymentState, ReplicaState
 
 
 class PlacementView(BaseModel):
-    """One replica; `reason` says why it does not serve."""
+    """One replica; `reason` says why it does not serve, `fallback` that it serves on the CPU
+    although its device has an accelerator, `notes` why."""
 
     device: str
     state: ReplicaState
     reason: str
     providers: list[str]
     profile: ProfileView | None
+    variant: str
+    runtime: str
+    placement: NodesView | None
+    golden_error: float | None
+    compiled: str
+    load_s: float
+    notes: list[str]
+    fallback: bool
+
+
+class MeasuredView(BaseModel):
+    """What was measured of a file of a model: t(b) = intercept + slope * b in ms.
+
+    `accelerated` is the share of the model on accelerators, null where the device did not tell;
+    `memory_bytes` is 0 where it was not measured.
+    """
+
+    variant: str
+    board: str
+    runtime: str
+    profile: ProfileView
+    memory_bytes: int
+    accelerated: float | None
+    updated_at: str
+
+    @property
+    def key(self) -> str:
+        """What lists are sorted by."""
+        return " ".join((self.board, self.variant, self.runtime))
 
 
 class DeploymentView(BaseModel):
@@ -37,6 +68,7 @@ class DeploymentView(BaseModel):
     slo_ms: float | None
     max_batch: int | None
     options: dict[str, Any]
+    require_accelerator: bool
     state: DeploymentState
     reason: str
     wanted: int
@@ -44,6 +76,19 @@ class DeploymentView(BaseModel):
     placements: list[PlacementView]
     created_at: str
     revision: int
+
+
+def measured_view(variant: str, measured: Measured) -> MeasuredView:
+    """What was measured of the file of that name, as the API shows it."""
+    return MeasuredView(
+        variant=variant,
+        board=measured.board,
+        runtime=measured.runtime,
+        profile=ProfileView.model_validate(msgspec.to_builtins(measured.profile)),
+        memory_bytes=measured.memory_bytes,
+        accelerated=measured.accelerated,
+        updated_at=timestamp(measured.updated_at),
+    )
 
 
 def deployment_view(deployment: Deployment, summary: Summary) -> DeploymentView:
@@ -58,6 +103,7 @@ def deployment_view(deployment: Deployment, summary: Summary) -> DeploymentView:
         slo_ms=deployment.slo_ms,
         max_batch=deployment.max_batch,
         options=dict(deployment.options),
+        require_accelerator=deployment.require_accelerator,
         state=summary.state,
         reason=summary.reason,
         wanted=summary.wanted,
@@ -69,13 +115,19 @@ def deployment_view(deployment: Deployment, summary: Summary) -> DeploymentView:
 
 
 def _placement_view(placement: Placement) -> PlacementView:
-    profile = placement.profile
+    facts = {} if placement.report is None else msgspec.to_builtins(placement.report)
     return PlacementView(
         device=placement.device,
         state=placement.state,
         reason=placement.reason,
-        providers=list(placement.providers),
-        profile=(
-            None if profile is None else ProfileView.model_validate(msgspec.to_builtins(profile))
-        ),
+        providers=facts.get("providers", []),
+        profile=facts.get("profile"),
+        variant=facts.get("variant", ""),
+        runtime=facts.get("runtime", ""),
+        placement=facts.get("placement"),
+        golden_error=facts.get("golden_error"),
+        compiled=facts.get("compiled", ""),
+        load_s=facts.get("load_s", 0.0),
+        notes=facts.get("notes", []),
+        fallback=placement.fallback,
     )

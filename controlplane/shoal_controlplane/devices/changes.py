@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from shoal_controlplane.devices.fallback import fell_back, reason
 from shoal_controlplane.devices.live import Device, LiveFleet
 from shoal_controlplane.events.log import EventLog
 from shoal_shared.messages import Capabilities
@@ -39,7 +40,11 @@ def changes(before: Device | None, after: Device | None) -> list[Change]:
     if was_online and not after.online:
         found.append(("device.offline", f"{after.id} is offline.", {"boot_id": after.boot_id}))
     found += _device_changes(before, after)
-    if before is None or before.reported is not after.reported:
+    if (
+        before is None
+        or before.reported is not after.reported
+        or before.capabilities is not after.capabilities
+    ):
         found += _replica_changes(before, after)
     return found
 
@@ -77,11 +82,10 @@ def _without_disk(capabilities: Capabilities) -> Capabilities:
 
 
 def _replica_changes(before: Device | None, after: Device) -> list[Change]:
-    old = {(r.model, r.version): r.state for r in before.replicas} if before is not None else {}
+    old = {(r.model, r.version): r for r in before.replicas} if before is not None else {}
     found: list[Change] = []
     for report in after.replicas:
-        if report.state is old.get((report.model, report.version)):
-            continue
+        earlier = old.get((report.model, report.version))
         data = {
             "device": after.id,
             "deployment": report.deployment,
@@ -89,10 +93,16 @@ def _replica_changes(before: Device | None, after: Device) -> list[Change]:
             "version": report.version,
         }
         name = f"{report.model}:{report.version}"
-        if report.state is ReplicaState.READY:
-            found.append(("replica.ready", f"{name} is ready on {after.id}.", data))
-        elif report.state is ReplicaState.FAILED:
-            reason = report.reason or "the device gave no reason"
-            data["reason"] = reason
-            found.append(("replica.failed", f"{name} failed on {after.id}: {reason}", data))
+        if earlier is None or report.state is not earlier.state:
+            if report.state is ReplicaState.READY:
+                found.append(("replica.ready", f"{name} is ready on {after.id}.", data))
+            elif report.state is ReplicaState.FAILED:
+                why = report.reason or "the device gave no reason"
+                message = f"{name} failed on {after.id}: {why}"
+                found.append(("replica.failed", message, data | {"reason": why}))
+        was = before is not None and earlier is not None and fell_back(before, earlier)
+        if fell_back(after, report) and not was:
+            why = reason(after, report)
+            message = f"{after.id} serves {name} on the CPU: {why}"
+            found.append(("device.fallback", message, data | {"reason": why}))
     return found

@@ -29,7 +29,8 @@ class Device:
     """One device. `first_seen` and `last_seen` are seconds since the epoch.
 
     `since` is the clock reading of the last change of presence. `operator_labels`, `cordoned`
-    and `revision` are the operator's, all else is what the device said.
+    and `revision` are the operator's, all else is what the device said. `slowed` holds while the
+    board throttles and none of its models has been measured since it began to.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Device:
     capabilities: Capabilities | None = None
     reported: Reported | None = None
     telemetry: Telemetry | None = None
+    slowed: bool = False
     operator_labels: Mapping[str, str] = field(default_factory=dict)
     cordoned: bool = False
     revision: int = 1
@@ -48,6 +50,16 @@ class Device:
     @property
     def online(self) -> bool:
         return self.presence is Presence.ONLINE
+
+    @property
+    def board(self) -> str:
+        """Type of board as "family/model"; empty until the device has spoken."""
+        able = self.capabilities
+        return f"{able.board.family}/{able.board.model}" if able is not None else ""
+
+    @property
+    def throttled(self) -> bool:
+        return self.telemetry is not None and self.telemetry.throttled
 
     @property
     def condition(self) -> DeviceCondition:
@@ -108,7 +120,12 @@ def with_reported(device: Device, reported: Reported, now: float) -> Device:
         reported == known or (reported.boot_id == known.boot_id and reported.goal < known.goal)
     ):
         return device
-    return replace(device, reported=reported)
+    profiles = {(r.model, r.version): r.profile for r in device.replicas}
+    measured = any(
+        r.profile is not None and r.profile != profiles.get((r.model, r.version))
+        for r in reported.models
+    )
+    return replace(device, reported=reported, slowed=device.slowed and not measured)
 
 
 def with_telemetry(device: Device, telemetry: Telemetry, now: float) -> Device:
@@ -125,7 +142,8 @@ def with_telemetry(device: Device, telemetry: Telemetry, now: float) -> Device:
         device = _present(device, Presence.ONLINE, telemetry.boot_id, now)
     elif not same_boot:
         return device
-    return replace(device, telemetry=telemetry)
+    slowed = telemetry.throttled and (device.slowed or not device.throttled)
+    return replace(device, telemetry=telemetry, slowed=slowed)
 
 
 def _present(device: Device, presence: Presence, boot_id: str, now: float) -> Device:
@@ -137,6 +155,7 @@ def _present(device: Device, presence: Presence, boot_id: str, now: float) -> De
         boot_id=boot_id,
         since=now if presence is not device.presence else device.since,
         telemetry=device.telemetry if boot_id == device.boot_id else None,
+        slowed=device.slowed and boot_id == device.boot_id,
     )
 
 

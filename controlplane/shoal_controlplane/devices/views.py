@@ -7,9 +7,11 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel
 
+from shoal_controlplane.devices.fallback import fell_back
 from shoal_controlplane.devices.live import Device
 from shoal_controlplane.events.log import timestamp
 from shoal_shared.messages import ReplicaReport
+from shoal_shared.placement import Proof
 from shoal_shared.status import DeviceCondition, ReplicaState
 
 
@@ -23,11 +25,15 @@ class BoardView(BaseModel):
 
 
 class AcceleratorView(BaseModel):
-    """`memory_bytes` is 0 where the accelerator shares the system's memory."""
+    """`memory_bytes` is 0 where the accelerator shares the system's memory; `precisions` are what
+    it computes in, `transfer_bytes_per_s` what it copies from the host's pinned memory."""
 
     kind: str
     name: str
     memory_bytes: int
+    precisions: list[str]
+    compute_capability: str
+    transfer_bytes_per_s: float | None
 
 
 class RuntimeView(BaseModel):
@@ -52,6 +58,7 @@ class TelemetryView(BaseModel):
     throttled: bool
     power_w: float | None
     accelerator_load: float | None
+    accelerator_memory_used_bytes: int | None
     models: dict[str, tuple[int, int, int]]
 
 
@@ -64,8 +71,22 @@ class ProfileView(BaseModel):
     knee: int
 
 
+class NodesView(BaseModel):
+    """Where a model runs: the share of it on accelerators, how that was found out ("graph",
+    "timing", or "listed" for not proven), and nodes by provider where the runtime tells."""
+
+    accelerated: float
+    proof: Proof
+    nodes: dict[str, int]
+
+
 class ReplicaView(BaseModel):
-    """One model on the device, as it reported last."""
+    """One model on the device, as it reported last.
+
+    `variant` is the file that serves, `compiled` tells where the board's own code for it comes
+    from, `golden_error` is the largest difference to the golden outputs. `fallback` says that it
+    serves on the CPU although the device has an accelerator, and `notes` why.
+    """
 
     deployment: str
     model: str
@@ -75,6 +96,14 @@ class ReplicaView(BaseModel):
     providers: list[str]
     memory_bytes: int
     profile: ProfileView | None
+    variant: str
+    runtime: str
+    placement: NodesView | None
+    golden_error: float | None
+    compiled: str
+    load_s: float
+    notes: list[str]
+    fallback: bool
 
 
 class DeviceView(BaseModel):
@@ -89,6 +118,8 @@ class DeviceView(BaseModel):
     disk_free_bytes: int | None
     accelerators: list[AcceleratorView]
     runtimes: list[RuntimeView]
+    toolkits: dict[str, str]
+    power_mode: str
     labels: dict[str, str]
     notes: list[str]
     agent_version: str | None
@@ -117,6 +148,8 @@ def device_view(device: Device, goal: int | None) -> DeviceView:
         disk_free_bytes=disk,
         accelerators=facts.get("accelerators", []),
         runtimes=facts.get("runtimes", []),
+        toolkits=facts.get("toolkits", {}),
+        power_mode=facts.get("power_mode", ""),
         labels=dict(device.labels),
         notes=facts.get("notes", []),
         agent_version=facts.get("agent_version"),
@@ -128,11 +161,12 @@ def device_view(device: Device, goal: int | None) -> DeviceView:
         telemetry=(
             TelemetryView.model_validate(msgspec.to_builtins(telemetry)) if telemetry else None
         ),
-        replicas=[replica_view(report) for report in device.replicas],
+        replicas=[replica_view(device, report) for report in device.replicas],
         revision=device.revision,
     )
 
 
-def replica_view(report: ReplicaReport) -> ReplicaView:
+def replica_view(device: Device, report: ReplicaReport) -> ReplicaView:
     """A replica report as the API shows it."""
-    return ReplicaView.model_validate(msgspec.to_builtins(report))
+    facts = msgspec.to_builtins(report)
+    return ReplicaView.model_validate(facts | {"fallback": fell_back(device, report)})

@@ -20,16 +20,21 @@ from dataclasses import dataclass, field
 from shoal_controlplane.gateway.table import Replica
 from shoal_shared.profiles import Profile
 
+_LEAST_MS = 1e-3
+"""Profiles may say 0."""
+
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
-    """Times in seconds; rates are weights of a new sample."""
+    """Times in seconds; rates are weights of a new sample. `slowed_factor` is the least factor of
+    a device that throttles, until its models are measured anew."""
 
     rate_up: float = 0.5
     rate_down: float = 0.25
     forget_s: float = 2.0
     others_half_life_s: float = 0.05
     failures_to_eject: int = 2
+    slowed_factor: float = 1.5
     ejection_s: float = 1.0
     max_ejection_s: float = 60.0
 
@@ -58,7 +63,13 @@ class _Work:
     profile: Profile
     items: int = 0
     factor: float = 1.0
-    seen_at: float = 0.0
+    seen_at: float = -math.inf
+    slowed: bool = False
+
+    def measured(self, profile: Profile) -> None:
+        """There is a new profile: what replies told of the old one is not to be counted twice."""
+        self.factor *= _item_ms(self.profile) / _item_ms(profile)
+        self.profile = profile
 
 
 @dataclass(slots=True)
@@ -110,9 +121,10 @@ class Router:
                 continue
             work = device.work.get(model)
             if work is None:
-                work = device.work[model] = _Work(replica.profile, seen_at=now)
+                work = device.work[model] = _Work(replica.profile)
             elif work.profile is not replica.profile:
-                work.profile = replica.profile
+                work.measured(replica.profile)
+            work.slowed = replica.slowed
             own = _batched_ms(work.profile, items) * self._factor(work, now)
             if best is not None and device.round_trip_ms + own > best[0]:
                 continue  # Waiting only adds to it.
@@ -153,7 +165,7 @@ class Router:
             )
         work = device.work.get(ticket.model)
         if work is not None and service_ms > 0:
-            expected = max(work.profile.milliseconds(max(batch, 1)), 1e-3)
+            expected = max(work.profile.milliseconds(max(batch, 1)), _LEAST_MS)
             sample = service_ms / expected
             factor = self._factor(work, now)
             rate = self._settings.rate_up if sample > factor else self._settings.rate_down
@@ -212,7 +224,8 @@ class Router:
     def _factor(self, work: _Work, now: float) -> float:
         """The learnt factor, decayed to 1 over the time since its last sample."""
         age = now - work.seen_at
-        return 1.0 + (work.factor - 1.0) * math.exp(-age / self._settings.forget_s)
+        factor = 1.0 + (work.factor - 1.0) * math.exp(-age / self._settings.forget_s)
+        return max(factor, self._settings.slowed_factor) if work.slowed else factor
 
     def _waiting(self, device: _Device, work: _Work, items: int, own: float, now: float) -> float:
         """Milliseconds until the request would be done: all work of its own model, batched with
@@ -243,6 +256,10 @@ class Router:
             return 0.0
         age = now - device.others_at
         return own * device.others * math.pow(0.5, age / self._settings.others_half_life_s)
+
+
+def _item_ms(profile: Profile) -> float:
+    return max(profile.milliseconds(1), _LEAST_MS)
 
 
 def _batched_ms(profile: Profile, items: int) -> float:

@@ -14,10 +14,14 @@ from shoal_shared.signature import ModelSignature
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """A model that is ready on a device which is online and not cordoned."""
+    """A model that is ready on a device which is online and not cordoned.
+
+    `slowed` says that the device throttles since after `profile` was measured.
+    """
 
     device: str
     profile: Profile
+    slowed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ __all__ = [
     "AnchorBoxesOutput",
     "CardError",
     "CtcOutput",
+    "GoldenFacts",
     "HeatmapBoxesOutput",
     "ImageInput",
     "InputSpec",
@@ -150,6 +151,20 @@ class AnchorBoxesOutput:
     kind: Literal["anchor-boxes"] = "anchor-boxes"
 
 
+@dataclass(frozen=True)
+class GoldenFacts:
+    """`[golden]`: how far outputs of variants and boards may be off the reference's, at most
+    `absolute` + `relative` times the largest magnitude of that output.
+
+    Without `absolute` that is the model's `tolerance`. `inputs` names a file in the model's
+    folder, as `shoal model push --golden` takes it.
+    """
+
+    absolute: float | None = None
+    relative: float | None = None
+    inputs: str = ""
+
+
 InputSpec: TypeAlias = ImageInput | TextInput
 OutputSpec: TypeAlias = LabelsOutput | CtcOutput | HeatmapBoxesOutput | AnchorBoxesOutput
 
@@ -161,6 +176,7 @@ class ModelCard:
     model: ModelFacts
     input: InputSpec
     output: OutputSpec
+    golden: GoldenFacts = GoldenFacts()
 
 
 def load_card(folder: Path, metadata: Mapping[str, str] | None = None) -> ModelCard:
@@ -194,7 +210,10 @@ def card_to_dict(card: ModelCard) -> dict[str, Any]:
     document = cast("dict[str, Any]", _plain(asdict(card)))
     if document["model"]["tolerance"] is None:
         del document["model"]["tolerance"]
-    return document
+    golden = {
+        key: value for key, value in document.pop("golden").items() if value not in (None, "")
+    }
+    return {**document, "golden": golden} if golden else document
 
 
 def _plain(value: object) -> object:
@@ -206,8 +225,9 @@ def _plain(value: object) -> object:
 def _card(document: object, folder: Path | None, metadata: Mapping[str, str]) -> ModelCard:
     root = Section("", document)
     model, picture, answer = (root.section(name) for name in ("model", "input", "output"))
+    golden = _golden(root.section("golden")) if "golden" in root else GoldenFacts()
     root.finish()
-    card = ModelCard(_model(model), _input(picture), _output(answer, folder, metadata))
+    card = ModelCard(_model(model), _input(picture), _output(answer, folder, metadata), golden)
     if isinstance(card.output, HeatmapBoxesOutput | AnchorBoxesOutput):
         if not isinstance(card.input, ImageInput):
             raise CardError('[output] boxes need an [input] with kind = "image".')
@@ -304,6 +324,18 @@ def _output(section: Section, folder: Path | None, metadata: Mapping[str, str]) 
         )
     section.finish()
     return spec
+
+
+def _golden(section: Section) -> GoldenFacts:
+    facts = GoldenFacts(
+        absolute=section.number("absolute", above=0.0, most=1e6, optional=True),
+        relative=section.number("relative", above=0.0, most=1.0, optional=True),
+        inputs=section.text("inputs", default="", limit=255),
+    )
+    section.finish()
+    if facts.inputs in {".", ".."} or "/" in facts.inputs or "\\" in facts.inputs:
+        raise CardError(f"[golden] inputs {facts.inputs!r} must be a file in the model's folder.")
+    return facts
 
 
 def _check_anchors(picture: ImageInput, output: AnchorBoxesOutput) -> None:

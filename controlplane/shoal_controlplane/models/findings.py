@@ -19,11 +19,13 @@ MAX_PARAMETERS = 2**63 - 1
 
 class Findings(msgspec.Struct, frozen=True, kw_only=True):
     """What a model file is. `opset` is that of ONNX's default domain, None for TFLite;
-    `parameters` counts the elements of all constant tensors."""
+    `parameters` counts the elements of all constant tensors; `compiled` is true where the graph
+    holds code for one kind of chip."""
 
     signature: ModelSignature
     parameters: int = 0
     opset: int | None = None
+    compiled: bool = False
 
 
 def checked_findings(
@@ -31,6 +33,7 @@ def checked_findings(
     outputs: Sequence[TensorSpec],
     parameters: int,
     opset: int | None = None,
+    compiled: bool = False,
 ) -> Findings:
     """Findings of these tensors. Raises `InvalidError` for one that cannot be served."""
     for what, specs in (("input", inputs), ("output", outputs)):
@@ -44,6 +47,7 @@ def checked_findings(
         signature=ModelSignature(inputs=tuple(inputs), outputs=tuple(outputs)),
         parameters=max(0, min(parameters, MAX_PARAMETERS)),
         opset=opset,
+        compiled=compiled,
     )
 
 

@@ -32,6 +32,9 @@ _DATATYPES: dict[int, str] = {
     onnx.TensorProto.STRING: "BYTES",
 }
 
+_CONTEXT = ("com.microsoft", "EPContext")
+"""Domain and operator of a node that holds compiled code."""
+
 
 def read_onnx(path: Path) -> Findings:
     """Signature, opset and parameters. Raises `InvalidError` with one sentence."""
@@ -56,7 +59,8 @@ def read_onnx(path: Path) -> Findings:
     inputs = [_spec("input", value) for value in graph.input if value.name not in constants]
     outputs = [_spec("output", value) for value in graph.output]
     opsets = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
-    return checked_findings(inputs, outputs, parameters, max(opsets, default=None))
+    compiled = _is_compiled(model)
+    return checked_findings(inputs, outputs, parameters, max(opsets, default=None), compiled)
 
 
 def _has(message: Any, field: str) -> bool:
@@ -120,6 +124,21 @@ def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]
                 yield from _graph_tensors(attribute.g)
             for graph in attribute.graphs:
                 yield from _graph_tensors(graph)
+
+
+def _is_compiled(model: onnx.ModelProto) -> bool:
+    """Whether nodes hold code for one kind of chip, which must lie within the file.
+
+    Source: ONNX Runtime's "EP context design"; `embed_mode` 0 makes the code a path.
+    """
+    contexts = [n for n in model.graph.node if (n.domain, n.op_type) == _CONTEXT]
+    for node in contexts:
+        if any(a.name == "embed_mode" and a.i != 1 for a in node.attribute):
+            raise InvalidError(
+                "The compiled model keeps its code in another file: compile it with "
+                "ep.context_embed_mode = 1."
+            )
+    return bool(contexts)
 
 
 def _elements(tensor: onnx.TensorProto) -> int:

@@ -1,13 +1,12 @@
-"""Models: versions that never change, each a checked file in the artifact store."""
+"""Models: versions of checked files in the artifact store; only their variants ever change."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from dataclasses import replace
+from typing import TypeVar
 
 from sqlmodel import Session, select
 
@@ -15,47 +14,24 @@ from shoal_controlplane.database import Database
 from shoal_controlplane.errors import ConflictError, InvalidError, NotFoundError
 from shoal_controlplane.gateway.table import version_key
 from shoal_controlplane.models.artifacts import ArtifactStore
-from shoal_controlplane.models.findings import Findings
-from shoal_controlplane.models.inspect import format_of, inspect
-from shoal_controlplane.models.tables import ModelVersionRow
-from shoal_controlplane.models.triton import TritonConfig, check_config, parse_config
+from shoal_controlplane.models.inspect import inspect
+from shoal_controlplane.models.push import Inspector, Push, PushChecker, is_same
+from shoal_controlplane.models.tables import ModelVariantRow, ModelVersionRow
+from shoal_controlplane.models.variants import NewVariant, Variant, check_names
 from shoal_controlplane.models.version import (
     ModelVersion,
-    checked_card,
-    checked_labels,
+    by_name,
     from_row,
     to_row,
+    variant_rows,
 )
-from shoal_shared.names import checked_name, is_name
-from shoal_shared.signature import ModelSignature
+from shoal_shared.names import is_name
 
-DEFAULT_MAX_BATCH = 64
-"""Largest batch of a model with a batch dimension whose config gives none."""
+T = TypeVar("T")
 
 Index = dict[str, dict[str, ModelVersion]]
 InUse = Callable[[str, str], Awaitable[str | None]]
 """Name of a deployment that uses a model's version, or None."""
-Inspector = Callable[[Path, str], Awaitable[Findings]]
-"""Checks a model file of a format, as `inspect` does."""
-
-
-@dataclass(frozen=True, slots=True)
-class Push:
-    """A version to be made of an artifact that was uploaded before.
-
-    Without `version` it gets the next number. `format` and `filename` help to tell the format;
-    `config` is the text of a `config.pbtxt`, `card` a card as `card_to_dict` writes it, `labels`
-    class names per output.
-    """
-
-    name: str
-    digest: str
-    version: str | None = None
-    format: str | None = None
-    filename: str = ""
-    card: dict[str, Any] | None = None
-    config: str | None = None
-    labels: dict[str, list[str]] | None = None
 
 
 class ModelService:
@@ -72,11 +48,9 @@ class ModelService:
         self._database = database
         self._store = store
         self._in_use = in_use
-        self._clock = clock
-        self._inspect = inspector
+        self._checker = PushChecker(store, inspector, clock)
         self._index: Index | None = None
         self._changing = asyncio.Lock()
-        self._checking = asyncio.Semaphore(2)
         self._listeners: list[Callable[[], None]] = []
 
     def subscribe(self, listener: Callable[[], None]) -> None:
@@ -115,35 +89,79 @@ class ModelService:
         """Make a version; whether it is new.
 
         An existing version with the same content is given back. Raises `InvalidError` if the
-        file is no model or what came with it does not fit, `ConflictError` if the artifact was
+        file is no model or what came with it does not fit, `ConflictError` if an artifact was
         not uploaded or the version exists with other content.
         """
-        try:
-            checked_name(push.name, "model")
-            checked_name("1" if push.version is None else push.version, "version")
-        except ValueError as error:
-            raise InvalidError(f"{error}.") from None
-        config = parse_config(push.config) if push.config is not None else TritonConfig()
+        self._checker.check_names(push)
         existing = await self._find(push)
         if existing is not None:
-            return self._same(existing, push, config), False
-        made = await self._checked(push, config)
+            return self._checker.same(existing, push), False
+        made = await self._checked(push.artifacts, self._checker.version(push))
         async with self._changing:
             existing = await self._find(push)
             if existing is not None:  # made by another request while this one was checked
-                return self._same(existing, push, config), False
-            self._require_artifact(push.digest)
+                return self._checker.same(existing, push), False
+            for digest in push.artifacts:
+                self._checker.require(digest)
             index = await self._loaded()
-            row = to_row(made)
-            row.version = push.version or _next_number(index.get(push.name, {}))
-            made = from_row(row)
-            await self._database.run(lambda session: session.add(row))
+            version = push.version or _next_number(index.get(push.name, {}))
+            made = replace(made, version=version)
+
+            def store(session: Session) -> None:
+                session.add(to_row(made))
+                session.flush()  # variants refer to the row of their version
+                session.add_all(variant_rows(made))
+
+            await self._database.run(store)
             index.setdefault(made.name, {})[made.version] = made
         self._notify()
         return made, True
 
+    async def add_variant(
+        self, name: str, version: str, new: NewVariant
+    ) -> tuple[ModelVersion, bool]:
+        """Add a file to a version; the version, and whether the file is new to it.
+
+        Raises `NotFoundError`, `InvalidError` if the file is no model or does not fit the
+        version, `ConflictError` if it was not uploaded or the name is taken.
+        """
+        check_names([new])
+        reference = await self.get(name, version)
+        if _has(reference, new):
+            return reference, False
+        checking = self._checker.variant(new, reference.signature)
+        variant = await self._checked({new.digest}, checking)
+        async with self._changing:
+            current = await self.get(name, version)
+            if current.digest != reference.digest:
+                raise ConflictError(f"{name}:{version} was made anew meanwhile: try again.")
+            if _has(current, new):
+                return current, False
+            check_names([new], [known.name for known in current.variants])
+            self._checker.require(new.digest)
+            changed = await self._change_variants(current, (*current.variants, variant))
+        self._notify()
+        return changed, True
+
+    async def remove_variant(self, name: str, version: str, variant: str) -> ModelVersion:
+        """Remove a file from a version, and its artifact if nothing else refers to it; devices
+        that serve it change to another. Raises `NotFoundError`."""
+        async with self._changing:
+            current = await self.get(name, version)
+            doomed = next((known for known in current.variants if known.name == variant), None)
+            if doomed is None:
+                names = ", ".join(known.name for known in current.variants) or "none"
+                raise NotFoundError(
+                    f"{name}:{version} has no variant '{variant[:64]}', only {names}."
+                )
+            kept = tuple(known for known in current.variants if known is not doomed)
+            changed = await self._change_variants(current, kept)
+            await self._drop_artifact(doomed.digest)
+        self._notify()
+        return changed
+
     async def delete(self, name: str, version: str) -> None:
-        """Delete a version, and its artifact if nothing else refers to it.
+        """Delete a version, and its artifacts if nothing else refers to them.
 
         Raises `NotFoundError`, and `ConflictError` while a deployment uses it.
         """
@@ -165,72 +183,47 @@ class ModelService:
             del index[name][version]
             if not index[name]:
                 del index[name]
-            await self._drop_artifact(doomed.digest)
+            for digest in doomed.artifacts:
+                await self._drop_artifact(digest)
         self._notify()
 
-    async def _checked(self, push: Push, config: TritonConfig) -> ModelVersion:
-        """The version that `push` asks for, inspected, still without its number."""
-        path = self._require_artifact(push.digest)
-        size = path.stat().st_size
+    async def _checked(self, artifacts: Collection[str], checking: Awaitable[T]) -> T:
+        """What a check gives; if it fails, artifacts that nothing refers to are dropped."""
         try:
-            format_name = push.format or format_of(path, push.filename)
-            async with self._checking:
-                findings = await self._inspect(path, format_name)
+            return await checking
         except InvalidError:
             async with self._changing:
-                await self._drop_artifact(push.digest)
+                for digest in artifacts:
+                    await self._drop_artifact(digest)
             raise
-        signature = findings.signature
-        check_config(config, push.name, signature)
-        return ModelVersion(
-            name=push.name,
-            version="",
-            digest=push.digest,
-            size=size,
-            format=format_name,
-            signature=signature,
-            max_batch=_max_batch(config, signature),
-            parameters=findings.parameters,
-            opset=findings.opset,
-            created_at=self._clock(),
-            card=checked_card(push.card, signature) if push.card is not None else None,
-            given_labels=checked_labels(push.labels or {}, signature),
-        )
+
+    async def _change_variants(
+        self, version: ModelVersion, variants: Iterable[Variant]
+    ) -> ModelVersion:
+        """Store other variants of a version; the version as it is now."""
+        changed = replace(version, variants=by_name(variants), revision=version.revision + 1)
+        key = (version.name, version.version)
+
+        def store(session: Session) -> None:
+            session.merge(to_row(changed))
+            rows = {row.variant: row for row in variant_rows(changed)}
+            for variant in {known.name for known in version.variants} - rows.keys():
+                session.delete(session.get_one(ModelVariantRow, (*key, variant)))
+            for row in rows.values():
+                session.merge(row)
+
+        await self._database.run(store)
+        (await self._loaded())[version.name][version.version] = changed
+        return changed
 
     async def _find(self, push: Push) -> ModelVersion | None:
         if push.version is None:
             return None
         return (await self._loaded()).get(push.name, {}).get(push.version)
 
-    def _same(self, existing: ModelVersion, push: Push, config: TritonConfig) -> ModelVersion:
-        """`existing`, if all that `push` gives is already what it says."""
-        signature = existing.signature
-        check_config(config, push.name, signature)
-        differs = {
-            "file": push.digest != existing.digest,
-            "card": push.card is not None and checked_card(push.card, signature) != existing.card,
-            "labels": push.labels is not None
-            and checked_labels(push.labels, signature) != existing.given_labels,
-            "config": push.config is not None
-            and _max_batch(config, signature) != existing.max_batch,
-        }
-        for what, other in differs.items():
-            if other:
-                raise ConflictError(
-                    f"{existing.name}:{existing.version} exists with another {what}, and versions "
-                    "never change: push it as a new version."
-                )
-        return existing
-
-    def _require_artifact(self, digest: str) -> Path:
-        if digest not in self._store:
-            raise ConflictError(
-                f"The artifact {digest} is not here: PUT it to /artifacts/sha256/ first."
-            )
-        return self._store.path(digest)
-
     async def _drop_artifact(self, digest: str) -> None:
-        if all(version.digest != digest for version in await self.all()):
+        """Remove an artifact unless a version or variant refers to it."""
+        if all(digest not in version.artifacts for version in await self.all()):
             await self._store.remove(digest)
 
     async def _loaded(self) -> Index:
@@ -238,8 +231,12 @@ class ModelService:
 
             def load(session: Session) -> Index:
                 index: Index = {}
+                variants: dict[tuple[str, str], list[ModelVariantRow]] = {}
+                for variant in session.exec(select(ModelVariantRow)):
+                    variants.setdefault((variant.name, variant.version), []).append(variant)
                 for row in session.exec(select(ModelVersionRow)):
-                    index.setdefault(row.name, {})[row.version] = from_row(row)
+                    own = variants.get((row.name, row.version), [])
+                    index.setdefault(row.name, {})[row.version] = from_row(row, own)
                 return index
 
             loaded = await self._database.run(load)
@@ -267,7 +264,12 @@ def _next_number(versions: dict[str, ModelVersion]) -> str:
     return number
 
 
-def _max_batch(config: TritonConfig, signature: ModelSignature) -> int:
-    if config.max_batch_size is not None:
-        return config.max_batch_size
-    return DEFAULT_MAX_BATCH if signature.batchable else 0
+def _has(version: ModelVersion, new: NewVariant) -> bool:
+    """Whether a version has that variant. Raises `ConflictError` if another one has its name."""
+    known = {variant.name: variant for variant in version.variants}
+    if new.name in known and not is_same(known, new):
+        raise ConflictError(
+            f"{version.name}:{version.version} has another variant '{new.name}': remove it first, "
+            "or take another name."
+        )
+    return new.name in known

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,9 @@ from shoal_controlplane.models.card import (
 )
 from shoal_controlplane.models.cardfields import CardError, Section
 from shoal_controlplane.models.inspect import PLATFORMS
-from shoal_controlplane.models.tables import ModelVersionRow
+from shoal_controlplane.models.tables import ModelVariantRow, ModelVersionRow
+from shoal_controlplane.models.variants import Variant
+from shoal_shared.messages import GoldenGoal
 from shoal_shared.signature import ModelSignature, TensorSpec
 
 Labels = dict[str, tuple[str, ...]]
@@ -28,12 +30,13 @@ Labels = dict[str, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """One version of a model; it never changes.
+    """One version of a model; all but its variants never changes.
 
     `digest` is `sha256:<hex>` of the file, `size` its bytes, `format` "onnx" or "tflite".
     `max_batch` is 0 where the model has no batch dimension. `labels` holds class names per
     output, those of the card and those that were given beside it; `given_labels` only the
-    latter. `created_at` is in Unix seconds.
+    latter. `golden_cases` counts the cases of `golden`. `created_at` is in Unix seconds;
+    `revision` counts changes of the variants, which are in the order of their names.
     """
 
     name: str
@@ -48,6 +51,9 @@ class ModelVersion:
     created_at: float
     card: ModelCard | None = None
     given_labels: Labels = field(default_factory=dict)
+    golden: GoldenGoal | None = None
+    golden_cases: int = 0
+    variants: tuple[Variant, ...] = ()
     revision: int = 1
 
     @property
@@ -58,6 +64,12 @@ class ModelVersion:
     @property
     def labels(self) -> Labels:
         return card_labels(self.card) | self.given_labels
+
+    @property
+    def artifacts(self) -> set[str]:
+        """Digests of all its files."""
+        golden = {self.golden.digest} if self.golden is not None else set()
+        return {self.digest, *(variant.digest for variant in self.variants)} | golden
 
 
 def to_row(version: ModelVersion) -> ModelVersionRow:
@@ -74,13 +86,34 @@ def to_row(version: ModelVersion) -> ModelVersionRow:
         signature=msgspec.to_builtins(version.signature),
         card=card_to_dict(version.card) if version.card else None,
         labels={name: list(texts) for name, texts in version.given_labels.items()} or None,
+        golden=_golden_document(version),
         created_at=version.created_at,
         revision=version.revision,
     )
 
 
-def from_row(row: ModelVersionRow) -> ModelVersion:
-    """The version that a row stores; what is in the database was checked before."""
+def variant_rows(version: ModelVersion) -> list[ModelVariantRow]:
+    """The rows that store a version's variants."""
+    return [
+        ModelVariantRow(
+            name=version.name,
+            version=version.version,
+            variant=variant.name,
+            digest=variant.digest,
+            size=variant.size,
+            format=variant.format,
+            target=variant.target,
+            note=variant.note,
+            created_at=variant.created_at,
+        )
+        for variant in version.variants
+    ]
+
+
+def from_row(row: ModelVersionRow, variants: Iterable[ModelVariantRow] = ()) -> ModelVersion:
+    """The version that rows store; what is in the database was checked before."""
+    golden = dict(row.golden or {})
+    cases = golden.pop("cases", 0)
     return ModelVersion(
         name=row.name,
         version=row.version,
@@ -94,8 +127,19 @@ def from_row(row: ModelVersionRow) -> ModelVersion:
         created_at=row.created_at,
         card=card_from_dict(row.card) if row.card is not None else None,
         given_labels={name: tuple(texts) for name, texts in (row.labels or {}).items()},
+        golden=msgspec.convert(golden, GoldenGoal) if golden else None,
+        golden_cases=cases,
+        variants=by_name(
+            Variant(v.variant, v.digest, v.size, v.format, v.target, v.note, v.created_at)
+            for v in variants
+        ),
         revision=row.revision,
     )
+
+
+def by_name(variants: Iterable[Variant]) -> tuple[Variant, ...]:
+    """Variants in the order that a version has them."""
+    return tuple(sorted(variants, key=lambda variant: variant.name))
 
 
 def card_labels(card: ModelCard | None) -> Labels:
@@ -136,6 +180,12 @@ def checked_labels(labels: Mapping[str, Any], signature: ModelSignature) -> Labe
     for name in checked:
         _tensor("output", name, signature.outputs)
     return checked
+
+
+def _golden_document(version: ModelVersion) -> dict[str, Any] | None:
+    if version.golden is None:
+        return None
+    return {**msgspec.to_builtins(version.golden), "cases": version.golden_cases}
 
 
 def _tensor(what: str, name: str, specs: tuple[TensorSpec, ...]) -> TensorSpec:

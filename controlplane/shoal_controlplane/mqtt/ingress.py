@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Protocol
 
@@ -10,9 +11,11 @@ import structlog
 from shoal_controlplane.devices.live import LiveFleet
 from shoal_shared.clock import Clock
 from shoal_shared.messages import (
+    Accelerator,
     Capabilities,
     Document,
     MessageError,
+    ReplicaReport,
     Reported,
     Status,
     Telemetry,
@@ -27,6 +30,9 @@ log = structlog.get_logger("mqtt")
 
 LOG_INTERVAL_S = 5.0
 MAX_BOOT_ID = 64
+MAX_TEXT = 128
+MAX_NOTES = 64
+MAX_NOTE = 2000
 _MAX_INTEGER = 2**63 - 1
 
 _KINDS: dict[DeviceTopic, type[Document]] = {
@@ -106,8 +112,11 @@ def check(document: Document) -> None:
         case Capabilities():
             for what in (document.cores, document.memory_bytes, document.disk_free_bytes):
                 _check_count(what)
+            for text in (document.board.family, document.board.model):
+                _check_text(text, "board")
+            _check_text(document.power_mode, "power mode")
             for accelerator in document.accelerators:
-                _check_count(accelerator.memory_bytes)
+                _check_accelerator(accelerator)
         case Reported():
             _check_boot(document.boot_id)
             _check_count(document.goal)
@@ -115,13 +124,13 @@ def check(document: Document) -> None:
                 for name in (replica.deployment, replica.model, replica.version):
                     if not is_name(name):
                         raise MessageError(f"a replica is named {name[:80]!r}")
-                _check_count(replica.memory_bytes)
-                if replica.profile is not None:
-                    _check_profile(replica.profile)
+                _check_replica(replica)
         case Telemetry():
             _check_boot(document.boot_id)
             for what in (document.seq, document.memory_used_bytes, document.disk_free_bytes):
                 _check_count(what)
+            if document.accelerator_memory_used_bytes is not None:
+                _check_count(document.accelerator_memory_used_bytes)
             for counts in document.models.values():
                 for what in counts:
                     _check_count(what)
@@ -137,6 +146,38 @@ def _check_boot(boot_id: str) -> None:
 def _check_count(value: int) -> None:
     if not 0 <= value <= _MAX_INTEGER:
         raise MessageError("a count or size is negative or beyond 63 bits")
+
+
+def _check_figure(value: float | None) -> None:
+    if value is not None and not 0 <= value < math.inf:
+        raise MessageError("a figure is negative or not a finite number")
+
+
+def _check_text(text: str, what: str) -> None:
+    if len(text) > MAX_TEXT or not text.isprintable():
+        raise MessageError(f"the text of a {what} must have up to {MAX_TEXT} printable characters")
+
+
+def _check_accelerator(accelerator: Accelerator) -> None:
+    _check_count(accelerator.memory_bytes)
+    _check_figure(accelerator.transfer_bytes_per_s)
+    for text in (accelerator.kind, accelerator.compute_capability, *accelerator.precisions):
+        _check_text(text, "accelerator")
+
+
+def _check_replica(replica: ReplicaReport) -> None:
+    _check_count(replica.memory_bytes)
+    _check_figure(replica.golden_error)
+    _check_figure(replica.load_s)
+    for text in (replica.variant, replica.runtime, replica.compiled):
+        _check_text(text, "replica")
+    if len(replica.notes) > MAX_NOTES or any(len(note) > MAX_NOTE for note in replica.notes):
+        raise MessageError(f"a replica has more than {MAX_NOTES} notes of {MAX_NOTE} characters")
+    if replica.placement is not None:
+        for count in replica.placement.nodes.values():
+            _check_count(count)
+    if replica.profile is not None:
+        _check_profile(replica.profile)
 
 
 def _check_profile(profile: Profile) -> None:

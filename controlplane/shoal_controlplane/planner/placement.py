@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, TypeAlias
 
-from shoal_controlplane.planner.reasons import Lack, explain
+from shoal_controlplane.planner.reasons import Counts, Lack, Shortage, explain
 from shoal_controlplane.planner.snapshot import (
     DeploymentView,
     DeviceView,
@@ -208,31 +208,40 @@ class _Fleet:
     def _explain(self, deployment: DeploymentView, chosen: Iterable[str], wanted: int) -> str:
         chosen = set(chosen)
         selected = [d for d in self._devices.values() if _selects(deployment, d)]
-        loading = [d for d in selected if deployment.format in d.formats]
-        uncordoned = [d for d in loading if not d.cordoned]
+        loading = [d for d in selected if deployment.formats & d.formats]
+        able = [d for d in loading if d.accelerated or not deployment.require_accelerator]
+        uncordoned = [d for d in able if not d.cordoned]
         online = [d for d in uncordoned if d.online]
-        short: dict[Lack, int] = {}
+        short: dict[Lack, Shortage] = {}
         for device in online:
             lack = None if device.id in chosen else self._lack(device, deployment)
             if lack is not None:
-                free = {
-                    Lack.MEMORY: device.memory_bytes - self._loads[device.id].memory_bytes,
-                    Lack.DISK: device.disk_bytes - self._loads[device.id].disk_bytes,
-                    Lack.GOAL: 0,
-                }[lack]
-                short[lack] = max(short.get(lack, 0), free, 0)
+                shortage = self._shortage(device, deployment, lack)
+                short[lack] = max(short.get(lack, shortage), shortage, key=lambda s: s.free)
         return explain(
             deployment,
             wanted,
-            counts=(len(selected), len(loading), len(uncordoned), len(online)),
-            largest_free=short,
+            counts=Counts(len(selected), len(loading), len(able), len(uncordoned), len(online)),
+            lacking=short,
             failed=sum(self._failed(device, deployment) for device in online),
         )
+
+    def _shortage(self, device: DeviceView, deployment: DeploymentView, lack: Lack) -> Shortage:
+        load = self._loads[device.id]
+        if lack is Lack.MEMORY:
+            free = device.memory_bytes - load.memory_bytes
+            return Shortage(_memory(device, deployment), max(free, 0))
+        if lack is Lack.DISK:
+            return Shortage(_disk(device, deployment), max(device.disk_bytes - load.disk_bytes, 0))
+        return Shortage(deployment.goal_bytes, 0)
 
 
 def _admits(device: DeviceView, deployment: DeploymentView) -> bool:
     return (
-        not device.cordoned and deployment.format in device.formats and _selects(deployment, device)
+        not device.cordoned
+        and bool(deployment.formats & device.formats)
+        and (device.accelerated or not deployment.require_accelerator)
+        and _selects(deployment, device)
     )
 
 
@@ -241,11 +250,15 @@ def _selects(deployment: DeploymentView, device: DeviceView) -> bool:
 
 
 def _memory(device: DeviceView, deployment: DeploymentView) -> int:
-    return device.held.get(deployment.key) or memory_estimate(deployment.file_bytes)
+    return (
+        device.held.get(deployment.key)
+        or deployment.memory_bytes.get(device.board)
+        or memory_estimate(deployment.file_bytes)
+    )
 
 
 def _disk(device: DeviceView, deployment: DeploymentView) -> int:
-    return 0 if deployment.key in device.held else deployment.file_bytes
+    return 0 if deployment.key in device.held else deployment.disk_bytes
 
 
 def _speed_of(deployment: DeploymentView) -> Callable[[DeviceView], float]:

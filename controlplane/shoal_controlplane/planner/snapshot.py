@@ -29,12 +29,14 @@ class DeviceView:
     may use together, `disk_bytes` what is free for models that the device does not hold yet;
     `held` gives the models that it reports as loaded and the memory that each takes (0 where it
     was not measured). `failed` gives the age in seconds of the last failure per model.
+    `accelerated` says that one of its runtimes lists a provider other than the CPU.
     """
 
     id: str
     memory_bytes: int
     disk_bytes: int
     formats: frozenset[str]
+    accelerated: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     board: str = ""
     offline_s: float = 0.0
@@ -55,18 +57,23 @@ class DeviceView:
 class DeploymentView:
     """One deployment. `replicas` None means every device that fits.
 
-    `file_bytes` is the artifact's size, `goal_bytes` what the model takes in a device's goal
-    document. `speed_ms` gives ms per item by board, as far as it was measured.
+    `formats` are those of its files, any of which will do; `file_bytes` is the size of the
+    reference, `disk_bytes` that of all files, `goal_bytes` what the model takes in a device's goal
+    document. `speed_ms` and `memory_bytes` give ms per item and memory by board, as far as they
+    were measured.
     """
 
     name: str
     key: ModelKey
-    format: str
+    formats: frozenset[str]
     file_bytes: int
+    disk_bytes: int
     goal_bytes: int
     replicas: int | None = 1
     select: Mapping[str, str] = field(default_factory=dict)
+    require_accelerator: bool = False
     speed_ms: Mapping[str, float] = field(default_factory=dict)
+    memory_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from support import onnx_models
-from support.runtimes import CpuRuntime, OnCpu
+from support.runtimes import CPU_SET, CpuRuntime, OnCpu
 
-from shoal_agent.runtimes.base import LoadedModel
+from shoal_agent.runtimes.base import LoadedModel, ProviderSet
 from shoal_shared.signature import ModelSignature
 from shoal_shared.tensors import Array
 from shoal_simulators.boards import VirtualBoard
@@ -77,6 +77,20 @@ def test_a_slow_cpu_is_not_slowed_further(tmp_path: Path) -> None:
     assert time.now == 2.0
     model.close()
     assert fake.closed
+
+
+def test_a_virtual_board_has_the_cpu_of_its_host_and_no_accelerator(tmp_path: Path) -> None:
+    class Accelerated(FakeRuntime):
+        def provider_sets(self, options: Mapping[str, Any]) -> tuple[ProviderSet, ...]:
+            fast = ProviderSet(name="npu", providers=(("NPU", {}),), accelerated=True)
+            return (fast, *super().provider_sets(options))
+
+    fake = FakeModel(Time(), 0.0)
+    runtime = PacedRuntime(Accelerated(fake), PROFILES["jetson-nano"])
+    assert runtime.provider_sets({}) == (CPU_SET,)
+    model = runtime.load(onnx_models.dense(tmp_path / "m.onnx"), {}, CPU_SET)
+    assert (model.placement, model.providers) == (fake.placement, fake.providers)
+    assert (runtime.version, runtime.note) == ("fake 1", None)
 
 
 def test_costs_of_products_and_batches(tmp_path: Path) -> None:

@@ -41,6 +41,23 @@ export function rate(value) {
   return value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString();
 }
 
+const CPU = ["CPUExecutionProvider", "CPU", "XNNPACK"];
+
+/** Where a model runs: "100 % QNN (97 of 97 nodes)", "CPU only", "CUDA, not proven". */
+export function runsOn({ placement, providers: names }) {
+  if (!placement) return providers(names);
+  if (placement.accelerated <= 0) return "CPU only";
+  const counts = Object.entries(placement.nodes);
+  const fast = (counts.length ? counts.map(([name]) => name) : names).filter((name) => !CPU.includes(name));
+  const where = providers(fast) || "accelerator";
+  if (placement.proof === "listed") return `${where}, not proven`;
+  // Rounded down, so that 100 % is all of it.
+  const share = `${Math.floor(placement.accelerated * 100 + 1e-9)} % ${where}`;
+  if (!counts.length) return placement.proof === "timing" ? `${share} (by timing)` : share;
+  const sum = (entries) => entries.reduce((total, [, count]) => total + count, 0);
+  return `${share} (${sum(counts.filter(([name]) => fast.includes(name)))} of ${sum(counts)} nodes)`;
+}
+
 /** Execution providers without the word that they all end in: CUDA, CPU. */
 export function providers(names) {
   return names.map((name) => name.replace(/ExecutionProvider$/, "")).join(", ");

@@ -1,7 +1,7 @@
 // What the page shows of the fleet.
 
 import { h, keyed } from "./dom.js";
-import { age, clock, milliseconds, percent, providers, rate, size } from "./format.js";
+import { age, clock, milliseconds, percent, providers, rate, runsOn, size } from "./format.js";
 
 // An online device reports every few seconds; after this it says less than it should.
 const SILENT_MS = 30000;
@@ -97,7 +97,9 @@ export function devices(items, more, filter, now, open) {
 function searchable(device) {
   const board = device.board ?? {};
   const labels = Object.entries(device.labels).map(([key, value]) => `${key}=${value}`);
-  const models = device.replicas.map((replica) => `${replica.model}:${replica.version} ${replica.state}`);
+  const models = device.replicas.map(
+    (replica) => `${replica.model}:${replica.version} ${replica.state} ${runsOn(replica)} ${replica.fallback ? "on the CPU" : ""}`,
+  );
   const simulated = board.simulated ? "simulated" : "";
   return [device.id, device.condition, board.family, board.model, board.soc, simulated, ...labels, ...models]
     .join(" ")
@@ -141,14 +143,29 @@ function number(label, ...children) {
 
 function replicaChip(replica, away) {
   const name = `${replica.model}:${replica.version}`;
-  const title = away ? `${name}: the device is offline` : [name, replica.state, replica.reason].filter(Boolean).join(": ");
+  const title = away ? `${name}: the device is offline` : [name, replica.state, replica.reason || told(replica)].filter(Boolean).join(": ");
   return h(
     "span",
-    { class: `chip ${away ? "away" : replica.state}`, title },
+    { class: `chip ${away ? "away" : tone(replica)}`, title },
     h("span", { class: "dot", "aria-hidden": "true" }),
     name,
-    !away && replica.state === "ready" ? null : h("em", {}, away ? "offline" : replica.state),
+    away ? h("em", {}, "offline") : remark(replica),
   );
+}
+
+/** The state of a replica, or that it runs on the CPU of a device that has something faster. */
+function tone(replica) {
+  return replica.fallback ? "fallback" : replica.state;
+}
+
+function remark(replica) {
+  if (replica.fallback) return h("em", {}, "on the CPU");
+  return replica.state === "ready" ? null : h("em", {}, replica.state);
+}
+
+/** Where a replica runs and what its device notes about that. */
+function told(replica) {
+  return [runsOn(replica), ...replica.notes].filter(Boolean).join("; ");
 }
 
 function load(fraction) {
@@ -166,7 +183,7 @@ function temperature(telemetry) {
 
 export function deployments(items, known, open) {
   const rows = items.map((deployment) => {
-    const placements = deployment.placements.map(({ device, state, reason }) => ({ device, state, reason }));
+    const placements = deployment.placements.map(({ profile, load_s, ...placement }) => placement);
     return { ...deployment, placements };
   });
   keyed(find("deployment-rows"), rows, (deployment) => deployment.name, (deployment) => deploymentRow(deployment, open));
@@ -176,21 +193,27 @@ export function deployments(items, known, open) {
 function deploymentRow(deployment, open) {
   const { ready, wanted } = deployment;
   const select = Object.entries(deployment.select).map(([key, value]) => `${key}=${value}`);
-  const chips = deployment.placements.map(({ device, state, reason }) =>
-    h(
+  const chips = deployment.placements.map((placement) => {
+    const { device, state, reason } = placement;
+    const title = [state, reason || told(placement)].filter(Boolean).join(": ");
+    return h(
       "button",
-      { type: "button", class: `chip ${state}`, title: [state, reason].filter(Boolean).join(": "), "data-focus": device, onclick: () => open(device) },
+      { type: "button", class: `chip ${tone(placement)}`, title, "data-focus": device, onclick: () => open(device) },
       h("span", { class: "dot", "aria-hidden": "true" }),
       device,
-      state === "ready" ? null : h("em", {}, state),
-    ),
-  );
+      remark(placement),
+    );
+  });
   return h(
     "tr",
     {},
     h("th", { scope: "row" }, deployment.name, select.length ? h("span", { class: "quiet labels" }, select.join(" · ")) : null),
     cell("Model", `${deployment.model}:${deployment.version}`),
-    cell("State", badge(deployment.state)),
+    cell(
+      "State",
+      badge(deployment.state),
+      deployment.require_accelerator ? h("span", { class: "tag" }, "accelerator required") : null,
+    ),
     cell(
       "Ready",
       gauge({ max: Math.max(wanted, 1), value: Math.min(ready, wanted), class: "good" }, `${ready} of ${wanted}`),
@@ -266,11 +289,14 @@ export function drawer(id, device, now) {
     ["Seen", since(device.last_seen, now)],
     ["Board", board && [board.model, board.simulated ? h("span", { class: "tag" }, "simulated") : null]],
     ["Family", board && [board.family, board.soc].filter(Boolean).join(", ")],
-    ["Accelerators", device.accelerators.map((accelerator) => `${accelerator.name} (${accelerator.kind})`).join("; ")],
+    ["Accelerators", device.accelerators.map(accelerator).join("; ")],
     ["Runtimes", device.runtimes.map((runtime) => `${runtime.name} ${runtime.version}: ${providers(runtime.providers) || runtime.formats.join(", ")}`).join("; ")],
+    ["Toolkits", Object.entries(device.toolkits).map(([name, version]) => `${name} ${version}`).join(", ")],
+    ["Power mode", device.power_mode],
     ["Cores", device.cores],
     ["Load", telemetry && load(telemetry.cpu_load)],
     ["Memory", memory],
+    ["Accelerator load", telemetry && acceleratorLoad(telemetry)],
     ["Disk", device.disk_free_bytes !== null && `${size(device.disk_free_bytes)} free`],
     ["Temperature", telemetry && telemetry.temperature_c !== null && temperature(telemetry)],
     ["Power", telemetry && telemetry.power_w && `${telemetry.power_w.toFixed(1)} W`],
@@ -290,12 +316,34 @@ export function drawer(id, device, now) {
   );
 }
 
+/** As in "Orin (gpu): 16 GiB, fp16, int8, compute capability 8.7". */
+function accelerator({ name, kind, memory_bytes: memory, precisions, compute_capability: capability, transfer_bytes_per_s: speed }) {
+  const more = [
+    memory ? size(memory) : "",
+    ...precisions,
+    capability && `compute capability ${capability}`,
+    speed ? `${size(speed)}/s from the host` : "",
+  ].filter(Boolean);
+  return `${name} (${kind})${more.length ? `: ${more.join(", ")}` : ""}`;
+}
+
+function acceleratorLoad({ accelerator_load: busy, accelerator_memory_used_bytes: used }) {
+  const parts = [busy === null ? "" : percent(busy), used === null ? "" : `${size(used)} of its memory in use`];
+  return parts.filter(Boolean).join(", ");
+}
+
+const COMPILED = { here: "compiled here", shared: "compiled by another device of its kind" };
+
 function replicaCard(replica, telemetry, away) {
   const counts = telemetry?.models[`${replica.model}:${replica.version}`];
   const { profile } = replica;
   const rows = [
     ["Deployment", replica.deployment],
-    ["Providers", providers(replica.providers)],
+    ["Variant", replica.variant],
+    ["Runs on", runsOn(replica)],
+    ["Runtime", replica.runtime],
+    ["Loaded", replica.load_s && [`in ${replica.load_s.toFixed(2)} s`, COMPILED[replica.compiled]].filter(Boolean).join(", ")],
+    ["Golden difference", replica.golden_error !== null && replica.golden_error.toPrecision(2)],
     ["Memory", replica.memory_bytes ? size(replica.memory_bytes) : ""],
     ["One item", profile && milliseconds(profile.intercept_ms + profile.slope_ms)],
     ["Batches", profile && `up to ${profile.knee}`],
@@ -307,6 +355,10 @@ function replicaCard(replica, telemetry, away) {
     "div",
     { class: "replica" },
     h("h4", {}, `${replica.model}:${replica.version}`, away ? h("span", { class: "badge away" }, "offline") : badge(replica.state)),
+    replica.fallback && !away
+      ? h("p", { class: "note warn" }, "It runs on the CPU although the device has an accelerator.")
+      : null,
+    ...replica.notes.map((note) => h("p", { class: "note" }, note)),
     replica.reason ? h("p", { class: replica.state === "failed" ? "note bad" : "note" }, replica.reason) : null,
     h("dl", {}, ...rows.filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
   );

@@ -9,53 +9,18 @@ from shoal_agent.runtimes.base import RuntimeLoadError, RuntimeRunError
 from shoal_agent.runtimes.tflite import TfliteRuntime
 
 pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed: make setup")
-flatbuffers = pytest.importorskip("flatbuffers", reason="flatbuffers is not installed: make setup")
+pytest.importorskip("flatbuffers", reason="flatbuffers is not installed: make setup")
 
-from ai_edge_litert import schema_py_generated as schema  # noqa: E402
+from ai_edge_litert import schema_py_generated as schema
+from support.tflite_models import ADD, chain
 
 FACES = Path.home() / ".cache/shoal/demo/models/face-detection/model.tflite"
-
-
-def _save(path: Path, kind: int, signature: list[int], operator: int, options=None, arity: int = 1):
-    """A TFLite file with one operator from `x` to `y`."""
-    model = schema.ModelT()
-    model.version = 3
-    model.buffers = [schema.BufferT()]
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = operator
-    code.version = 1
-    model.operatorCodes = [code]
-    graph = schema.SubGraphT()
-    graph.tensors = []
-    for name in ("x", "y"):
-        tensor = schema.TensorT()
-        tensor.name, tensor.type, tensor.buffer = name, kind, 0
-        tensor.shape = [max(n, 1) for n in signature]
-        tensor.shapeSignature = signature
-        graph.tensors.append(tensor)
-    node = schema.OperatorT()
-    node.inputs, node.outputs = [0] * arity, [1]
-    if options is not None:
-        node.builtinOptionsType, node.builtinOptions = options
-    graph.operators, graph.inputs, graph.outputs = [node], [0], [1]
-    model.subgraphs = [graph]
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    path.write_bytes(builder.Output())
-    return path
 
 
 @pytest.fixture
 def doubling(tmp_path: Path) -> Path:
     """`y` = `x` + `x`, FP32 [-1, 4]."""
-    return _save(
-        tmp_path / "double.tflite",
-        schema.TensorType.FLOAT32,
-        [-1, 4],
-        schema.BuiltinOperator.ADD,
-        (schema.BuiltinOptions.AddOptions, schema.AddOptionsT()),
-        arity=2,
-    )
+    return chain(tmp_path / "double.tflite", [ADD], [-1, 4])
 
 
 def test_a_free_batch_dimension_is_resized(doubling: Path) -> None:
@@ -88,11 +53,11 @@ def test_it_recovers_from_a_shape_that_cannot_be(doubling: Path) -> None:
 def test_strings_and_booleans(tmp_path: Path) -> None:
     reshape = schema.ReshapeOptionsT()
     reshape.newShape = [2]
-    strings = _save(
+    strings = chain(
         tmp_path / "s.tflite",
-        schema.TensorType.STRING,
+        [schema.BuiltinOperator.RESHAPE],
         [2],
-        schema.BuiltinOperator.RESHAPE,
+        schema.TensorType.STRING,
         (schema.BuiltinOptions.ReshapeOptions, reshape),
     )
     model = TfliteRuntime().load(strings, {})
@@ -101,11 +66,11 @@ def test_strings_and_booleans(tmp_path: Path) -> None:
     given = np.array([b"hi", b"\xff\0z"], dtype=object)
     assert model.run({"x": given})["y"].tolist() == given.tolist()
 
-    booleans = _save(
+    booleans = chain(
         tmp_path / "b.tflite",
-        schema.TensorType.BOOL,
+        [schema.BuiltinOperator.LOGICAL_NOT],
         [1, 2],
-        schema.BuiltinOperator.LOGICAL_NOT,
+        schema.TensorType.BOOL,
     )
     model = TfliteRuntime().load(booleans, {})
     assert model.signature.outputs[0].datatype == "BOOL"

@@ -136,7 +136,16 @@ def device_document(name: str = "jetson-1", **more: Any) -> dict[str, Any]:
         "cores": 6,
         "memory_bytes": 8 << 30,
         "disk_free_bytes": 20 << 30,
-        "accelerators": [{"kind": "gpu", "name": "Ampere", "memory_bytes": 0}],
+        "accelerators": [
+            {
+                "kind": "gpu",
+                "name": "Ampere",
+                "memory_bytes": 0,
+                "precisions": ["fp16", "int8"],
+                "compute_capability": "8.7",
+                "transfer_bytes_per_s": 12.0 * (1 << 30),
+            }
+        ],
         "runtimes": [
             {
                 "name": "onnxruntime",
@@ -145,6 +154,8 @@ def device_document(name: str = "jetson-1", **more: Any) -> dict[str, Any]:
                 "providers": ["CPUExecutionProvider"],
             }
         ],
+        "toolkits": {"cuda": "12.6", "tensorrt": "10.3"},
+        "power_mode": "15W",
         "labels": {"site": "berlin"},
         "notes": ["simulated: computed on this machine"],
         "agent_version": "0.1.0",
@@ -162,7 +173,8 @@ def device_document(name: str = "jetson-1", **more: Any) -> dict[str, Any]:
             "temperature_c": 71.4,
             "throttled": True,
             "power_w": None,
-            "accelerator_load": None,
+            "accelerator_load": 0.5,
+            "accelerator_memory_used_bytes": 1 << 30,
             "models": {"m:1": [120, 2, 13]},
         },
         "replicas": [
@@ -174,6 +186,14 @@ def device_document(name: str = "jetson-1", **more: Any) -> dict[str, Any]:
                 "reason": "",
                 "providers": ["CPUExecutionProvider"],
                 "memory_bytes": 48 << 20,
+                "variant": "reference",
+                "runtime": "onnxruntime 1.32.0 cpu",
+                "placement": {"accelerated": 0.0, "proof": "graph", "nodes": {}},
+                "golden_error": None,
+                "compiled": "",
+                "load_s": 0.25,
+                "notes": [],
+                "fallback": False,
                 "profile": {
                     "samples": [[1, 8.3], [2, 14.2]],
                     "intercept_ms": 2.4,
@@ -222,6 +242,7 @@ def deployment_document(state: str = "ready", **more: Any) -> dict[str, Any]:
         "slo_ms": 50.0,
         "max_batch": None,
         "options": {},
+        "require_accelerator": False,
         "state": state,
         "reason": "" if state == "ready" else "b: loading",
         "wanted": 2,
@@ -233,6 +254,14 @@ def deployment_document(state: str = "ready", **more: Any) -> dict[str, Any]:
                 "reason": "",
                 "providers": ["CPUExecutionProvider"],
                 "profile": {"samples": [], "intercept_ms": 2.4, "slope_ms": 5.9, "knee": 4},
+                "variant": "reference",
+                "runtime": "onnxruntime 1.32.0 cpu",
+                "placement": {"accelerated": 0.0, "proof": "graph", "nodes": {}},
+                "golden_error": None,
+                "compiled": "",
+                "load_s": 0.25,
+                "notes": [],
+                "fallback": False,
             },
             {
                 "device": "b",
@@ -240,10 +269,56 @@ def deployment_document(state: str = "ready", **more: Any) -> dict[str, Any]:
                 "reason": "",
                 "providers": [],
                 "profile": None,
+                "variant": "",
+                "runtime": "",
+                "placement": None,
+                "golden_error": None,
+                "compiled": "",
+                "load_s": 0.0,
+                "notes": [],
+                "fallback": False,
             },
         ],
         "created_at": "2026-01-01T00:00:00.000Z",
         "revision": 1,
+    }
+    return {**document, **more}
+
+
+def on_npu(**more: Any) -> dict[str, Any]:
+    """What a replica that is placed on an accelerator adds to the above."""
+    serving = {
+        "variant": "int8",
+        "runtime": "onnxruntime 1.32.0 qnn-htp",
+        "providers": ["QNNExecutionProvider", "CPUExecutionProvider"],
+        "placement": {
+            "accelerated": 1.0,
+            "proof": "graph",
+            "nodes": {"QNNExecutionProvider": 97},
+        },
+        "golden_error": 0.0032,
+        "compiled": "shared",
+        "load_s": 0.04,
+    }
+    return {**serving, **more}
+
+
+def on_cpu(**more: Any) -> dict[str, Any]:
+    """What a replica that fell back to the CPU adds to the above."""
+    note = "cat:1 cann: libascendcl.so not found: install CANN 8.x"
+    return {"notes": [note], "fallback": True, **more}
+
+
+def measured_document(**more: Any) -> dict[str, Any]:
+    """A measurement as the API shows it."""
+    document = {
+        "variant": "int8",
+        "board": "snapdragon/QCS8550",
+        "runtime": "onnxruntime 1.32.0 qnn-htp",
+        "profile": {"samples": [], "intercept_ms": 1.0, "slope_ms": 3.0, "knee": 2},
+        "memory_bytes": 20 << 20,
+        "accelerated": 1.0,
+        "updated_at": "2026-01-01T00:00:00.000Z",
     }
     return {**document, **more}
 
@@ -257,5 +332,8 @@ def documents() -> Any:
         version = staticmethod(version_document)
         deployment = staticmethod(deployment_document)
         problem = staticmethod(problem)
+        measured = staticmethod(measured_document)
+        on_npu = staticmethod(on_npu)
+        on_cpu = staticmethod(on_cpu)
 
     return Documents

@@ -11,6 +11,7 @@ from shoal_controlplane.cli import deployment
 from shoal_controlplane.cli.errors import CliError
 
 DEPLOYMENTS = "/api/v1/deployments"
+PROFILES = "/api/v1/models/m/versions/1/profiles"
 
 
 def test_create_sends_what_was_given_and_waits_until_it_is_ready(
@@ -85,11 +86,75 @@ def test_list_and_show(plane, shoal, documents):
     assert first.split()[:4] == ["m", "m:1", "ready", "2/2"]
     assert "1/2 (all)" in second and "b: loading" in second
     plane.answers[f"GET {DEPLOYMENTS}/m"] = documents.deployment("degraded")
+    plane.pages(PROFILES, [])
     shown = shoal("deployment", "show", "m").out
     assert "1 of 2 ready" in shown and "site=berlin" in shown and "50.0 ms" in shown
     assert "8.30 ms" in shown and "up to 4" in shown
     plane.pages(DEPLOYMENTS, [])
     assert "no deployments" in shoal("deployment", "list").out
+
+
+def test_create_with_options_of_the_runtime(plane, shoal, documents):
+    plane.answers[f"POST {DEPLOYMENTS}"] = JSONResponse(documents.deployment("progressing"), 201)
+    done = shoal(
+        "deployment", "create", "m", "--no-wait", "--require-accelerator",
+        "--option", 'provider_options={"QNNExecutionProvider": {"soc_model": "57"}}',
+        "--option", "threads=2", "--option", "set=qnn-htp", "--option", "odd=NaN",
+        "--option", "empty=", "--option", "equation=a=b",
+    )  # fmt: skip
+    assert done.code == 0
+    assert json.loads(plane.calls[0].body) == {
+        "model": "m",
+        "require_accelerator": True,
+        "options": {
+            "provider_options": {"QNNExecutionProvider": {"soc_model": "57"}},
+            "threads": 2,
+            "set": "qnn-htp",
+            "odd": "NaN",
+            "empty": "",
+            "equation": "a=b",
+        },
+    }
+
+
+def placed(documents, *more: dict) -> list[dict]:
+    first = documents.deployment()["placements"][0]
+    return [{**first, "device": f"board-{n}", **extra} for n, extra in enumerate(more)]
+
+
+def test_show_says_where_each_replica_runs_and_what_was_measured(plane, shoal, documents):
+    document = documents.deployment(
+        placements=placed(documents, documents.on_npu(), documents.on_cpu()),
+        require_accelerator=True,
+        options={"provider_options": {"a": 1}},
+    )
+    plane.answers[f"GET {DEPLOYMENTS}/m"] = document
+    slow = documents.measured(board="pi", variant="reference", accelerated=None, memory_bytes=0)
+    plane.pages(PROFILES, [documents.measured(), slow])
+    lines = shoal("deployment", "show", "m").out.splitlines()
+    [npu] = [line for line in lines if line.startswith("board-0  ready")]
+    assert "int8" in npu and "100 % QNN (97 of 97 nodes)" in npu
+    [cpu] = [line for line in lines if line.startswith("board-1  ready")]
+    assert "CPU only" in cpu
+    text = "\n".join(lines)
+    assert "qnn-htp, loaded in 0.04 s, compiled by another device of its kind, golden" in text
+    assert "warning: board-1 runs on the CPU although the device has an accelerator" in lines
+    assert any("libascendcl.so not found: install CANN 8.x" in line for line in lines)
+    assert "warning: board-0" not in text
+    assert 'provider_options={"a": 1}' in text and "required" in text
+    [board] = [line for line in lines if line.startswith("snapdragon/QCS8550")]
+    assert "100 %" in board and "4.00 ms" in board and "up to 2" in board and "20.0 MiB" in board
+    assert json.loads(shoal("deployment", "show", "m", "-o", "json").out) == document
+    plane.pages(DEPLOYMENTS, [document])
+    assert "1 of 2 runs on the CPU instead" in shoal("deployment", "list").out
+
+
+def test_show_of_a_deployment_whose_model_is_gone(plane, shoal, documents):
+    gone = documents.deployment("failed", reason="model m:1 is gone: push it again")
+    plane.answers[f"GET {DEPLOYMENTS}/m"] = gone
+    plane.answers[f"GET {PROFILES}"] = documents.problem(404, "There is no model 'm'.")
+    done = shoal("deployment", "show", "m")
+    assert done.code == 0 and "push it again" in done.out
 
 
 def test_delete(plane, shoal):

@@ -84,6 +84,31 @@ def test_show_tells_that_a_board_is_simulated_and_how_fast_its_models_are(plane,
     assert "4, the device acts on 3" in done.out
 
 
+def test_show_says_what_the_accelerators_are_and_how_they_fare(plane, shoal, documents):
+    plane.answers[f"GET {DEVICES}/jetson-1"] = documents.device()
+    shown = shoal("device", "show", "jetson-1").out
+    assert "Ampere (gpu): fp16, int8, compute capability 8.7, 12.0 GiB/s from the host" in shown
+    assert "cuda 12.6, tensorrt 10.3" in shown and "15W" in shown
+    assert "50 %, 1.0 GiB of its memory in use" in shown
+
+
+def test_a_model_that_fell_back_to_the_cpu_is_in_plain_sight(plane, shoal, documents):
+    base = documents.device()
+    replicas = [
+        {**base["replicas"][0], "model": "npu", **documents.on_npu()},
+        {**base["replicas"][0], "model": "cat", **documents.on_cpu()},
+    ]
+    device = {**base, "replicas": replicas}
+    plane.answers[f"GET {DEVICES}/jetson-1"] = device
+    plane.pages(DEVICES, [device])
+    shown = shoal("device", "show", "jetson-1").out
+    assert "100 % QNN (97 of 97 nodes)" in shown and "CPU only" in shown
+    assert "warning: cat:1 runs on the CPU although the device has an accelerator" in shown
+    assert "note on cat:1: cat:1 cann: libascendcl.so not found: install CANN 8.x" in shown
+    assert "golden difference 0.0032" in shown
+    assert "npu:1, cat:1 on the CPU" in shoal("device", "list").out
+
+
 def test_a_device_that_has_not_spoken_yet_can_be_shown(plane, shoal, documents):
     silent = documents.device(
         board=None, cores=None, memory_bytes=None, disk_free_bytes=None, accelerators=[],

@@ -10,9 +10,10 @@ import pytest
 from starlette.responses import JSONResponse, Response
 from support import onnx_models
 
-from shoal_controlplane.cli import model as command
+from shoal_controlplane.cli import modelfiles as command
 
 MODELS = "/api/v1/models"
+PUSH = ("model", "push", "--no-golden")
 CONFIG = """
 name: "m"
 max_batch_size: 8
@@ -86,7 +87,7 @@ def repository(folder: Path, *versions: str, label_file: str = "labels.txt") -> 
 def test_a_file_is_hashed_uploaded_and_made_a_version(plane, shoal, store, tmp_path):
     file = write(tmp_path / "net.onnx", b"12345")
     digest = hashlib.sha256(b"12345").hexdigest()
-    done = shoal("model", "push", str(file), "--name", "m")
+    done = shoal(*PUSH, str(file), "--name", "m")
     assert (done.code, done.out) == (0, "m:1 is stored (onnx, 5 B)\n")
     path = f"/artifacts/sha256/{digest}"
     assert plane.names == [f"HEAD {path}", f"PUT {path}", f"POST {MODELS}"]
@@ -98,8 +99,8 @@ def test_a_file_is_hashed_uploaded_and_made_a_version(plane, shoal, store, tmp_p
 
 def test_what_is_there_already_is_not_sent_again(plane, shoal, store, tmp_path):
     file = write(tmp_path / "net.tflite")
-    shoal("model", "push", str(file), "--name", "m")
-    done = shoal("model", "push", str(file), "--name", "m", "--version", "7", "-o", "json")
+    shoal(*PUSH, str(file), "--name", "m")
+    done = shoal(*PUSH, str(file), "--name", "m", "--version", "7", "-o", "json")
     assert [name.split()[0] for name in plane.names] == ["HEAD", "PUT", "POST", "HEAD", "POST"]
     assert "on the server already" in done.err
     assert pushes(plane)[1]["version"] == "7"
@@ -109,7 +110,7 @@ def test_what_is_there_already_is_not_sent_again(plane, shoal, store, tmp_path):
 def test_a_large_file_goes_in_pieces_with_progress(plane, shoal, store, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "CHUNK", 1000)
     file = write(tmp_path / "net.onnx", bytes(10_000))
-    done = shoal("model", "push", str(file), "--name", "m")
+    done = shoal(*PUSH, str(file), "--name", "m")
     assert [len(body) for body in store.values()] == [10_000]
     assert [line.split(": ")[1] for line in done.err.splitlines()] == [
         "9.8 KiB",
@@ -122,7 +123,7 @@ def test_a_large_file_goes_in_pieces_with_progress(plane, shoal, store, tmp_path
 
 def test_all_versions_of_a_repository_are_pushed_in_numeric_order(plane, shoal, store, tmp_path):
     folder = repository(tmp_path / "m", "10", "2")
-    done = shoal("model", "push", str(folder), "--name", "m")
+    done = shoal(*PUSH, str(folder), "--name", "m")
     assert done.code == 0
     first, second = pushes(plane)
     assert (first["version"], second["version"]) == ("2", "10")
@@ -133,9 +134,9 @@ def test_all_versions_of_a_repository_are_pushed_in_numeric_order(plane, shoal, 
 
 def test_one_version_of_a_repository(plane, shoal, store, tmp_path):
     folder = repository(tmp_path / "m", "1", "2")
-    shoal("model", "push", str(folder), "--name", "m", "--version", "2")
+    shoal(*PUSH, str(folder), "--name", "m", "--version", "2")
     assert [push["version"] for push in pushes(plane)] == ["2"]
-    done = shoal("model", "push", str(folder), "--name", "m", "--version", "3")
+    done = shoal(*PUSH, str(folder), "--name", "m", "--version", "3")
     assert (done.code, done.err) == (1, f"Error: {folder} has no version 3, only 1, 2\n")
 
 
@@ -143,7 +144,7 @@ def test_one_version_of_a_repository(plane, shoal, store, tmp_path):
 def test_a_label_file_outside_the_folder_is_never_read(plane, shoal, store, tmp_path, name):
     write(tmp_path / "secret.txt", "secret\n")
     folder = repository(tmp_path / "m", "1", label_file=name)
-    done = shoal("model", "push", str(folder), "--name", "m")
+    done = shoal(*PUSH, str(folder), "--name", "m")
     assert done.code == 1
     assert "which is not in" in done.err
     assert not plane.calls
@@ -154,7 +155,7 @@ def test_a_label_file_that_is_a_link_is_never_read(plane, shoal, store, tmp_path
     folder = repository(tmp_path / "m", "1")
     (folder / "labels.txt").unlink()
     (folder / "labels.txt").symlink_to(secret)
-    done = shoal("model", "push", str(folder), "--name", "m")
+    done = shoal(*PUSH, str(folder), "--name", "m")
     assert (done.code, done.err) == (1, "Error: labels.txt is a link.\n")
     assert not plane.calls
 
@@ -163,7 +164,7 @@ def test_a_folder_brings_its_card_with_the_labels_inline(plane, shoal, store, tm
     write(tmp_path / "m" / "net.tflite")
     write(tmp_path / "m" / "shoal.toml", CARD % 'labels_file = "names.txt"')
     write(tmp_path / "m" / "names.txt", "cat\ndog\n")
-    done = shoal("model", "push", str(tmp_path / "m"), "--name", "m")
+    done = shoal(*PUSH, str(tmp_path / "m"), "--name", "m")
     assert done.out == "m:1 is stored (onnx, 5 B, with its card)\n"
     assert pushes(plane)[0]["card"]["output"]["labels"] == ["cat", "dog"]
 
@@ -176,7 +177,7 @@ def test_a_card_may_take_its_labels_from_the_onnx_file(plane, shoal, store, tmp_
     onnx.helper.set_model_props(proto, {"names": "cat\ndog"})
     onnx.save(proto, file)
     write(tmp_path / "shoal.toml", CARD % 'labels_metadata = "names"')
-    assert shoal("model", "push", str(file), "--name", "m").code == 0
+    assert shoal(*PUSH, str(file), "--name", "m").code == 0
     assert pushes(plane)[0]["card"]["output"]["labels"] == ["cat", "dog"]
 
 
@@ -184,7 +185,7 @@ def test_a_card_beside_several_models_belongs_to_none(plane, shoal, store, tmp_p
     write(tmp_path / "a.tflite")
     write(tmp_path / "b.tflite")
     write(tmp_path / "shoal.toml", CARD % 'labels = ["cat"]')
-    assert shoal("model", "push", str(tmp_path / "a.tflite"), "--name", "a").code == 0
+    assert shoal(*PUSH, str(tmp_path / "a.tflite"), "--name", "a").code == 0
     assert "card" not in pushes(plane)[0]
 
 
@@ -253,7 +254,7 @@ def no_onnx_with_card(folder: Path) -> Path:
 def test_what_cannot_be_pushed_is_one_sentence_and_nothing_is_sent(
     plane, shoal, store, tmp_path, make, said
 ):
-    done = shoal("model", "push", str(make(tmp_path / "m")), "--name", "m")
+    done = shoal(*PUSH, str(make(tmp_path / "m")), "--name", "m")
     assert (done.code, done.out) == (1, "")
     assert said in done.err
     assert done.err.startswith("Error: ") and done.err.count("\n") == 1
@@ -264,16 +265,16 @@ def test_what_the_control_plane_says_against_a_model_is_passed_on(
     plane, shoal, store, tmp_path, documents
 ):
     plane.answers[f"POST {MODELS}"] = documents.problem(422, "The file is not a model.")
-    done = shoal("model", "push", str(write(tmp_path / "m.onnx")), "--name", "m")
+    done = shoal(*PUSH, str(write(tmp_path / "m.onnx")), "--name", "m")
     assert (done.code, done.out) == (1, "")
     assert done.err.endswith("Error: The file is not a model.\n")
 
 
 def test_a_bad_name_or_version_is_wrong_usage(plane, shoal, tmp_path):
     file = str(write(tmp_path / "m.onnx"))
-    assert shoal("model", "push", file, "--name", "../m").code == 2
-    assert shoal("model", "push", file, "--name", "m", "--version", "a/b").code == 2
-    assert shoal("model", "push", file).code == 2
+    assert shoal(*PUSH, file, "--name", "../m").code == 2
+    assert shoal(*PUSH, file, "--name", "m", "--version", "a/b").code == 2
+    assert shoal(*PUSH, file).code == 2
     assert not plane.calls
 
 

@@ -59,6 +59,8 @@ def device(name: str, condition: str = "online", **more: Any) -> dict[str, Any]:
         "disk_free_bytes": 1 << 30,
         "accelerators": [],
         "runtimes": [],
+        "toolkits": {},
+        "power_mode": "",
         "labels": {},
         "notes": [],
         "agent_version": "0.1.0",
@@ -77,6 +79,7 @@ def device(name: str, condition: str = "online", **more: Any) -> dict[str, Any]:
             "throttled": False,
             "power_w": None,
             "accelerator_load": None,
+            "accelerator_memory_used_bytes": None,
             "models": {"m:1": [5, 0, 11]},
         },
         "replicas": [
@@ -89,6 +92,14 @@ def device(name: str, condition: str = "online", **more: Any) -> dict[str, Any]:
                 "providers": ["CPUExecutionProvider"],
                 "memory_bytes": 1,
                 "profile": None,
+                "variant": "reference",
+                "runtime": "onnxruntime 1.32.0 cpu",
+                "placement": {"accelerated": 0.0, "proof": "graph", "nodes": {}},
+                "golden_error": None,
+                "compiled": "",
+                "load_s": 0.25,
+                "notes": [],
+                "fallback": False,
             }
         ],
         "revision": 1,
@@ -99,6 +110,9 @@ def device(name: str, condition: str = "online", **more: Any) -> dict[str, Any]:
 def fleet(devices: list[dict[str, Any]], readyz: tuple[int, str] = (200, "ready")) -> FastAPI:
     app = FastAPI()
     app.include_router(routes())
+    first = devices[0]["replicas"][0]
+    names = ("state", "reason", "providers", "variant", "placement", "notes", "fallback")
+    placement = {"device": devices[0]["id"], **{name: first[name] for name in names}}
     deployment = {
         "name": "m",
         "model": "m",
@@ -111,7 +125,8 @@ def fleet(devices: list[dict[str, Any]], readyz: tuple[int, str] = (200, "ready"
         "reason": "b: the device is offline",
         "wanted": 2,
         "ready": 1,
-        "placements": [{"device": "a", "state": "ready", "reason": "", "providers": []}],
+        "require_accelerator": False,
+        "placements": [placement],
         "created_at": datetime.now(UTC).isoformat(),
         "revision": 1,
     }
@@ -205,6 +220,53 @@ def test_a_fleet_is_shown_as_it_is(show):
     assert page.texts["event-rows"].index("a changed") < page.texts["event-rows"].index(
         "a is online"
     )
+
+
+def test_where_a_model_runs_and_that_it_fell_back_is_in_plain_sight(show):
+    base = device("a")
+    gpu = {"kind": "gpu", "name": "Orin", "memory_bytes": 0, "precisions": ["fp16", "int8"],
+           "compute_capability": "8.7", "transfer_bytes_per_s": None}  # fmt: skip
+    fallen = {
+        **base["replicas"][0],
+        "fallback": True,
+        "notes": ["cann: libascendcl.so not found: install CANN 8.x"],
+    }
+    proven = {
+        **base["replicas"][0],
+        "model": "n",
+        "variant": "int8",
+        "placement": {
+            "accelerated": 90 / 97,
+            "proof": "graph",
+            "nodes": {"QNNExecutionProvider": 90, "CPUExecutionProvider": 7},
+        },
+        "golden_error": 0.0032,
+        "compiled": "shared",
+    }
+    listed = {
+        **base["replicas"][0],
+        "model": "o",
+        "providers": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        "placement": {"accelerated": 1.0, "proof": "listed", "nodes": {}},
+    }
+    shown = {
+        **base,
+        "accelerators": [gpu],
+        "toolkits": {"cuda": "12.6"},
+        "power_mode": "MAXN",
+        "replicas": [fallen, proven, listed],
+    }
+    page = show(fleet([shown]), "#device/a", awaited="install CANN")
+    assert "m:1on the CPU" in page.texts["device-rows"]
+    assert "aon the CPU" in page.texts["deployment-rows"]
+    drawer = page.texts["drawer-body"]
+    assert "It runs on the CPU although the device has an accelerator." in drawer
+    assert drawer.count("although the device has") == 1
+    assert "cann: libascendcl.so not found: install CANN 8.x" in drawer
+    assert "CPU only" in drawer and "CUDA, not proven" in drawer
+    assert "92 % QNN (90 of 97 nodes)" in drawer and "0.0032" in drawer
+    assert "Orin (gpu): fp16, int8, compute capability 8.7" in drawer
+    assert "cuda 12.6" in drawer and "MAXN" in drawer
 
 
 def test_what_devices_say_never_becomes_markup(show):

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fleet import model_version, replica, reported
+from support.fleet import MB, model_version, replica, reported, variant
 
-from shoal_controlplane.deployments.goals import model_goal, models_by_device, next_goal
-from shoal_controlplane.deployments.store import Deployment
-from shoal_shared.messages import Desired
+from shoal_controlplane.deployments.deployment import Deployment
+from shoal_controlplane.deployments.goals import files, model_goal, models_by_device, next_goal
+from shoal_shared.messages import Desired, GoldenGoal
 
 CAT = model_version("cat")
 
@@ -36,6 +36,28 @@ def test_deployments_that_share_a_model_version_make_one_goal() -> None:
     )
     assert [(m.deployment, m.version) for m in found["d1"]] == [("old", "1"), ("other", "2")]
     assert [m.deployment for m in found["d2"]] == ["new"]
+
+
+def test_devices_are_told_of_all_files_and_of_what_is_required() -> None:
+    golden = GoldenGoal(digest="sha256:" + "0" * 64, size=9, absolute=0.0, relative=0.01)
+    model = model_version(variants=(variant("int8", target="qualcomm-soc57"),), golden=golden)
+    goal = model_goal(deployment(require_accelerator=True), model)
+    assert goal.require_accelerator
+    assert goal.golden is golden
+    [int8] = goal.variants
+    assert (int8.name, int8.size, int8.target) == ("int8", 4 * MB, "qualcomm-soc57")
+    assert goal.files == files(model)
+    assert (GOAL.variants, GOAL.golden, GOAL.require_accelerator) == ((), None, False)
+
+
+def test_an_accelerator_is_required_where_any_deployment_of_the_model_requires_one() -> None:
+    strict = deployment("strict", require_accelerator=True, options={"a": 1})
+    for order in ([deployment("lax"), strict], [strict, deployment("lax")]):
+        both = {d.name: frozenset({"d1"}) for d in order} | {"lax": frozenset({"d1", "d2"})}
+        found = models_by_device(order, both, {("cat", "1"): CAT})
+        assert found["d1"][0].require_accelerator
+        assert found["d1"][0].options == order[0].options
+        assert not found["d2"][0].require_accelerator
 
 
 def test_deployment_whose_model_is_gone_makes_no_goal() -> None:

@@ -3,6 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from support.fleet import capabilities, model_version, replica, reported, variant
+
+from shoal_shared.messages import Accelerator
+from shoal_shared.placement import of_nodes
 
 Plane = Any  # of conftest.py, which tests cannot import
 
@@ -39,6 +43,80 @@ async def test_placements_show_what_devices_report(plane: Plane) -> None:
     assert placement["profile"]["knee"] == 2
 
 
+async def test_an_accelerator_may_be_required(plane: Plane) -> None:
+    plane.join("d1")
+    shown = (await create(plane, version="1", require_accelerator=True)).json()
+    assert shown["require_accelerator"] is True
+    await plane.controller.step()
+    shown = (await plane.http.get("/deployments/cat")).json()
+    assert shown["reason"] == (
+        "needs a device with an accelerator, the one that has a runtime for onnx has none"
+    )
+    changed = await plane.http.patch("/deployments/cat", json={"require_accelerator": False})
+    assert changed.json()["require_accelerator"] is False
+    assert changed.json()["revision"] == 2
+    await plane.controller.step()
+    assert plane.goals("d1") == {"cat:1"}
+    assert (await create(plane, name="two")).json()["require_accelerator"] is False
+
+
+async def test_placements_show_where_a_replica_runs(plane: Plane) -> None:
+    plane.join("d1")
+    await create(plane, version="1")
+    await plane.controller.step()
+    plane.fleet.observe("d1", capabilities(accelerators=(Accelerator(kind="npu", name="310B"),)))
+    cpu = replica(placement=of_nodes({"CPU": 97}), variant="reference", notes=("no driver",))
+    plane.fleet.observe("d1", reported(cpu))
+    await plane.controller.step()
+    [placement] = (await plane.http.get("/deployments/cat")).json()["placements"]
+    assert placement["placement"] == {"accelerated": 0.0, "proof": "graph", "nodes": {"CPU": 97}}
+    assert (placement["variant"], placement["notes"]) == ("reference", ["no driver"])
+    assert placement["fallback"] is True
+
+
+async def test_options_that_leave_no_room_for_variants(plane: Plane) -> None:
+    many = tuple(variant("v" * 60 + str(n)) for n in range(8))
+    plane.models.stored["cat", "1"] = model_version(variants=many)
+    room = {"text": "x" * 2500}
+    answer = await create(plane, version="1", options=room)
+    assert answer.status_code == 422
+    assert "The options and the 8 variants of cat:1 exceed 4096 bytes" in answer.json()["detail"]
+    assert (await create(plane, version="2", options=room)).status_code == 201
+    answer = await plane.http.patch("/deployments/cat", json={"version": "1"})
+    assert answer.status_code == 422
+    assert (await create(plane, version="1")).status_code == 201
+
+
+async def test_profiles_of_a_model_version(plane: Plane) -> None:
+    plane.models.stored["cat", "1"] = model_version(variants=(variant("int8"),))
+    plane.join("d1", "d2")
+    await create(plane, version="1", all=True)
+    await plane.controller.step()
+    int8 = replica(
+        variant="int8", runtime="onnxruntime 1.32.0 qnn-htp", placement=of_nodes({"QNN": 9})
+    )
+    plane.fleet.observe("d1", reported(int8))
+    plane.fleet.observe("d2", reported(replica(variant="reference")))
+    path = "/models/cat/versions/1/profiles"
+    shown = (await plane.http.get(path)).json()
+    assert [(row["variant"], row["runtime"]) for row in shown["items"]] == [
+        ("int8", "onnxruntime 1.32.0 qnn-htp"),
+        ("reference", ""),
+    ]
+    first = shown["items"][0]
+    assert first["board"] == "jetson/orin-nano"
+    assert (first["profile"]["intercept_ms"], first["profile"]["slope_ms"]) == (2.0, 3.0)
+    assert (first["accelerated"], shown["items"][1]["accelerated"]) == (1.0, None)
+    assert first["memory_bytes"] == 40_000_000
+    assert first["updated_at"].endswith("Z")
+    page = (await plane.http.get(path, params={"limit": 1})).json()
+    assert page["items"] == shown["items"][:1]
+    rest = await plane.http.get(path, params={"cursor": page["next_cursor"]})
+    assert rest.json()["items"] == shown["items"][1:]
+    assert (await plane.http.get("/models/cat/versions/2/profiles")).json()["items"] == []
+    assert (await plane.http.get("/models/nope/versions/1/profiles")).status_code == 404
+
+
 async def test_newest_version_and_names_by_default(plane: Plane) -> None:
     assert (await create(plane)).json()["version"] == "2"
     other = await create(plane, version="1")
@@ -52,8 +130,6 @@ async def test_newest_version_and_names_by_default(plane: Plane) -> None:
 
 
 async def test_names_stay_unique_and_valid_with_long_models(plane: Plane) -> None:
-    from support.fleet import model_version
-
     name = "m" * 64
     for version in ("1", "2", "2" * 60):
         plane.models.stored[name, version] = model_version(name, version)

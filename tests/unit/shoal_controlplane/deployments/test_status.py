@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from support.fleet import DIGEST, OFFLINE, ONLINE, replica, reported
 
+from shoal_controlplane.deployments.deployment import Deployment
 from shoal_controlplane.deployments.status import Summary, summarise
-from shoal_controlplane.deployments.store import Deployment
 from shoal_controlplane.devices.live import Device
 from shoal_controlplane.planner.snapshot import Placed
 from shoal_shared.status import DeploymentState, ReplicaState

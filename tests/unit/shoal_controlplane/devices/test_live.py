@@ -16,6 +16,7 @@ from support.fleet import (
 
 from shoal_controlplane.devices.live import CONFIRM_S, SETTLE_S, Device, LiveFleet
 from shoal_shared.messages import Desired
+from shoal_shared.profiles import fit
 from shoal_shared.status import DeviceCondition
 
 
@@ -153,6 +154,29 @@ def test_silent_after_an_outage_counts_as_offline(fleet: LiveFleet, clock: FakeC
     clock.advance(CONFIRM_S)
     fleet.sweep()
     assert [d.online for d in fleet] == [True, True, False, False]
+
+
+def test_a_device_that_throttles_is_slowed_until_it_is_measured_anew(fleet: LiveFleet) -> None:
+    fleet.observe("d1", status())
+    fleet.observe("d1", reported(replica()))
+    fleet.observe("d1", telemetry(0))
+    assert not device(fleet).slowed
+    fleet.observe("d1", telemetry(1, throttled=True))
+    assert device(fleet).slowed and device(fleet).throttled
+    fleet.observe("d1", reported(replica(memory_bytes=7)))
+    assert device(fleet).slowed, "a report of the same speed is no measurement"
+    fleet.observe("d1", reported(replica(profile=fit([(1, 30.0)]))))
+    assert not device(fleet).slowed
+    fleet.observe("d1", telemetry(2, throttled=True))
+    assert not device(fleet).slowed, "it has been measured since it began"
+    fleet.observe("d1", telemetry(3))
+    fleet.observe("d1", telemetry(4, throttled=True))
+    assert device(fleet).slowed
+    fleet.observe("d1", telemetry(5))
+    assert not device(fleet).slowed
+    fleet.observe("d1", telemetry(6, throttled=True))
+    fleet.observe("d1", status(boot="b2"))
+    assert not device(fleet).slowed
 
 
 def test_listeners_hear_every_change_once(fleet: LiveFleet) -> None:

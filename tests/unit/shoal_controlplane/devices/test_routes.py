@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 from fastapi import FastAPI
 from support.fleet import (
@@ -24,6 +25,8 @@ from shoal_controlplane.devices.live import LiveFleet
 from shoal_controlplane.devices.routes import device_routes
 from shoal_controlplane.devices.service import DeviceService
 from shoal_controlplane.mqtt.publisher import GoalPublisher
+from shoal_shared.messages import Accelerator
+from shoal_shared.placement import of_nodes
 from shoal_shared.topics import Topics
 
 
@@ -74,6 +77,34 @@ async def test_show(world: World) -> None:
     assert shown["replicas"][0]["profile"]["knee"] == 2
     assert shown["labels"] == {"site": "berlin"}
     assert shown["first_seen"].endswith("Z")
+
+
+async def test_show_tells_where_models_run(world: World) -> None:
+    gpu = Accelerator(
+        kind="gpu", name="Orin", precisions=("fp16", "int8"), compute_capability="8.7",
+        transfer_bytes_per_s=1e10,
+    )  # fmt: skip
+    world.fleet.observe(
+        "d1", capabilities(accelerators=(gpu,), toolkits={"cuda": "12.6"}, power_mode="MAXN")
+    )
+    world.fleet.observe("d1", telemetry(accelerator_memory_used_bytes=5))
+    on_npu = replica(
+        model="fast", variant="int8", runtime="onnxruntime 1.32.0 qnn-htp",
+        placement=of_nodes({"QNN": 97}), golden_error=0.01, compiled="shared", load_s=0.5,
+    )  # fmt: skip
+    on_cpu = replica(placement=of_nodes({"CPU": 97}), notes=("no driver",))
+    world.fleet.observe("d1", reported(on_npu, on_cpu, replica(model="old")))
+    shown = (await world.http.get("/devices/d1")).json()
+    assert shown["accelerators"] == [msgspec.to_builtins(gpu) | {"precisions": ["fp16", "int8"]}]
+    assert (shown["toolkits"], shown["power_mode"]) == ({"cuda": "12.6"}, "MAXN")
+    assert shown["telemetry"]["accelerator_memory_used_bytes"] == 5
+    fast, slow, old = shown["replicas"]
+    assert fast["placement"] == {"accelerated": 1.0, "proof": "graph", "nodes": {"QNN": 97}}
+    assert (fast["variant"], fast["runtime"]) == ("int8", "onnxruntime 1.32.0 qnn-htp")
+    assert (fast["golden_error"], fast["compiled"], fast["load_s"]) == (0.01, "shared", 0.5)
+    assert (fast["fallback"], fast["notes"]) == (False, [])
+    assert (slow["fallback"], slow["notes"]) == (True, ["no driver"])
+    assert (old["fallback"], old["placement"]) == (False, None)
 
 
 async def test_device_that_has_said_nothing_but_its_presence(world: World) -> None:

@@ -111,3 +111,43 @@ async def test_messages_on_the_reply_topic_that_are_no_replies() -> None:
     handler(Message(TOPICS.replies("g1"), b"hello"))
     world.link.answer(world.link.sent[0])
     await task
+
+
+NOT_HERE = "this device did not compile cat:1 for x [1, 3]"
+
+
+@virtual_time
+async def test_a_shape_that_one_device_did_not_compile_goes_to_another() -> None:
+    world = World("d1", "d2")
+    for _ in range(5):
+        task = await begin(world)
+        first = world.link.sent[-1]
+        world.link.refuse(first, InferCode.NOT_FOUND, NOT_HERE)
+        second = world.link.sent[-1]
+        assert second.device != first.device
+        world.link.answer(second)
+        _, ticket = await task
+        assert ticket.device == second.device
+        assert world.ejected() == []
+        assert world.failures(first.device) == 0
+    assert nothing_left(world)
+    # Requests of other shapes still go to both.
+    tasks = [await begin(world) for _ in range(8)]
+    assert {sent.device for sent in world.link.sent[-8:]} == {"d1", "d2"}
+    for sent in world.link.sent[-8:]:
+        world.link.answer(sent)
+    await asyncio.gather(*tasks)
+
+
+@virtual_time
+async def test_a_shape_that_no_device_compiled_is_refused_in_the_devices_words() -> None:
+    world = World("d1", "d2")
+    task = await begin(world)
+    for _ in range(2):
+        world.link.refuse(world.link.sent[-1], InferCode.NOT_FOUND, NOT_HERE)
+    error = await failure(task)
+    assert error.status is GatewayStatus.UNAVAILABLE
+    assert NOT_HERE in str(error)
+    assert {sent.device for sent in world.link.sent} == {"d1", "d2"}
+    assert world.ejected() == []
+    assert nothing_left(world)

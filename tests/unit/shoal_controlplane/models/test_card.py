@@ -14,6 +14,7 @@ from shoal_controlplane.models.card import (
     AnchorBoxesOutput,
     CardError,
     CtcOutput,
+    GoldenFacts,
     HeatmapBoxesOutput,
     ImageInput,
     LabelsOutput,
@@ -311,3 +312,26 @@ class TestLabelFile:
 def test_a_folder_without_a_card(tmp_path: Path) -> None:
     with pytest.raises(CardError, match=r"shoal\.toml cannot be read: No such file"):
         load_card(tmp_path)
+
+
+def test_golden_tolerance(tmp_path: Path) -> None:
+    text = CARD + '[golden]\nabsolute = 0.05\nrelative = 0.1\ninputs = "golden.npz"\n'
+    card = load_card(write(tmp_path, text))
+    assert card.golden == GoldenFacts(0.05, 0.1, "golden.npz")
+    assert card_from_dict(card_to_dict(card)) == card
+    assert parse_card(CARD.encode()).golden == GoldenFacts()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("absolute = 0", "absolute must be above 0"),
+        ("relative = 2", "at most 1"),
+        ("relative = nan", "finite"),
+        ('inputs = "../x.npz"', "in the model's folder"),
+        ("unknown = 1", "unknown key 'unknown'"),
+    ],
+)
+def test_a_wrong_golden_section(line: str, reason: str) -> None:
+    with pytest.raises(CardError, match=reason):
+        parse_card(f"{CARD}[golden]\n{line}\n".encode())

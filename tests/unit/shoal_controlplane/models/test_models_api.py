@@ -28,7 +28,7 @@ from shoal_controlplane.models.filecheck import check_file
 from shoal_controlplane.models.findings import Findings
 from shoal_controlplane.models.routes import routes
 from shoal_controlplane.models.service import ModelService
-from shoal_controlplane.models.tables import ModelVersionRow
+from shoal_controlplane.models.tables import ModelVariantRow, ModelVersionRow
 
 
 def onnx_model(scale: float = 1.0, batch: int | str = "N") -> bytes:
@@ -44,6 +44,7 @@ def onnx_model(scale: float = 1.0, batch: int | str = "N") -> bytes:
     return helper.make_model(graph, opset_imports=opsets).SerializeToString()
 
 
+TABLES = (ModelVersionRow, ModelVariantRow, IdempotentAnswer)
 MODEL, OTHER, FIXED = onnx_model(), onnx_model(2.0), onnx_model(batch=1)
 CARD: dict[str, Any] = {
     "model": {"name": "m", "description": "a test", "licence": "Apache-2.0"},
@@ -76,7 +77,7 @@ class Setting:
         self.folder = folder
         self.used: dict[tuple[str, str], str] = {}
         self.database = Database(f"sqlite:///{folder / 'test.db'}")
-        tables = [kind.__table__ for kind in (ModelVersionRow, IdempotentAnswer)]  # type: ignore[attr-defined]
+        tables = [kind.__table__ for kind in TABLES]  # type: ignore[attr-defined]
         SQLModel.metadata.create_all(self.database.engine, tables)
         self.store = ArtifactStore(folder / "artifacts")
         self.service = self.new_service()
@@ -147,6 +148,8 @@ async def test_a_pushed_model_is_described(client: httpx.AsyncClient) -> None:
         "max_batch": 64,
         "opset": 17,
         "parameters": 3,
+        "golden": None,
+        "variants": [],
         "created_at": "2023-11-14T22:13:20Z",
         "revision": 1,
     }

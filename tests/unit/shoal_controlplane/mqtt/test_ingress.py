@@ -70,6 +70,12 @@ def mangled(document: Document, **changes: Any) -> bytes:
     return json.dumps(json.loads(encode_document(document)) | changes).encode()
 
 
+def mangled_replica(**changes: Any) -> bytes:
+    document = json.loads(encode_document(reported(replica())))
+    document["models"][0] |= changes
+    return json.dumps(document).replace("Infinity", "1e999").encode()
+
+
 BAD_PROFILES = [
     msgspec.structs.replace(PROFILE, **change)
     for change in (
@@ -102,9 +108,42 @@ HOSTILE: list[tuple[str, bytes]] = [
             capabilities(accelerators=(Accelerator(kind="gpu", name="x", memory_bytes=-1),))
         ),
     ),
+    *(
+        ("capabilities", encode_document(capabilities(accelerators=(accelerator,))))
+        for accelerator in (
+            Accelerator(kind="gpu", name="x", transfer_bytes_per_s=-1.0),
+            Accelerator(kind="gpu", name="x", compute_capability="\n"),
+            Accelerator(kind="gpu", name="x", precisions=("x" * 129,)),
+        )
+    ),
+    ("capabilities", mangled(capabilities(), power_mode="\x1b[2J")),
+    ("capabilities", mangled(capabilities(), board={"family": "a\0", "model": "b"})),
+    ("telemetry", mangled(telemetry(), accelerator_memory_used_bytes=-1)),
     ("reported", encode_document(reported(goal=-1))),
     ("reported", encode_document(reported(replica(model="../../etc")))),
     ("reported", encode_document(reported(replica(memory_bytes=-5)))),
+    ("reported", encode_document(reported(replica(golden_error=-0.1)))),
+    ("reported", encode_document(reported(replica(load_s=-1.0)))),
+    ("reported", mangled_replica(load_s=1e999)),
+    ("reported", encode_document(reported(replica(runtime="x" * 129)))),
+    ("reported", encode_document(reported(replica(variant="a\0b")))),
+    ("reported", encode_document(reported(replica(compiled="\x1b")))),
+    ("reported", encode_document(reported(replica(notes=("x" * 2001,))))),
+    ("reported", encode_document(reported(replica(notes=("x",) * 65)))),
+    ("reported", mangled_replica(placement={"accelerated": 1.5, "proof": "graph"})),
+    ("reported", mangled_replica(placement={"accelerated": 1.0, "proof": "faith"})),
+    (
+        "reported",
+        mangled_replica(
+            placement={"accelerated": 1.0, "proof": "graph", "nodes": {"CUDA": -1}},
+        ),
+    ),
+    (
+        "reported",
+        mangled_replica(
+            placement={"accelerated": 1.0, "proof": "graph", "nodes": {"CUDA": 2**64 - 1}},
+        ),
+    ),
     *(("reported", encode_document(reported(replica(profile=p)))) for p in BAD_PROFILES),
 ]
 

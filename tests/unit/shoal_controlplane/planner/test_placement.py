@@ -34,8 +34,9 @@ def dev(name: str, **changes: Any) -> DeviceView:
 def dep(name: str = "cat", **changes: Any) -> DeploymentView:
     facts: dict[str, Any] = {
         "key": (name, "1"),
-        "format": "onnx",
+        "formats": frozenset({"onnx"}),
         "file_bytes": 10 * MB,
+        "disk_bytes": 10 * MB,
         "goal_bytes": 100,
     }
     return DeploymentView(name=name, **facts | changes)
@@ -192,7 +193,35 @@ def test_goal_document_is_a_limit() -> None:
     assert "goal document" in placed["m2"].reason
 
 
+def test_any_of_a_models_files_will_do() -> None:
+    both = dep(formats=frozenset({"onnx", "tflite"}), replicas=2)
+    devices = [dev("d1"), dev("d2", formats=TFLITE), dev("d3", formats=frozenset({"om"}))]
+    assert chosen(devices, both) == {"d1", "d2"}
+
+
+def test_required_accelerator_keeps_other_devices_out() -> None:
+    devices = [dev("d1", memory_bytes=9000 * MB), dev("d2", accelerated=True)]
+    assert chosen(devices, dep(require_accelerator=True), {"d1"}) == {"d2"}
+    assert chosen(devices, dep()) == {"d1"}
+
+
+def test_memory_that_was_measured_on_a_board_counts_there() -> None:
+    small = dev("d1", memory_bytes=30 * MB, board="orin")
+    assert chosen([small], dep()) == set()
+    assert chosen([small], dep(memory_bytes={"orin": 30 * MB})) == {"d1"}
+    assert chosen([small], dep(memory_bytes={"pi": 30 * MB, "orin": 0})) == set()
+    placed = run([small], dep(memory_bytes={"orin": 31 * MB}))["cat"]
+    assert placed.reason == "needs 31 MB, the largest free is 30 MB"
+
+
+def test_all_files_need_disk() -> None:
+    placed = run([dev("d1", disk_bytes=25 * MB)], dep(disk_bytes=30 * MB))["cat"]
+    assert placed.reason == "needs 30 MB of disk, the largest free is 25 MB"
+
+
 BERLIN = {"site": "berlin"}
+TFLITE = frozenset({"tflite"})
+FAST = {"accelerated": True}
 
 
 @pytest.mark.parametrize(
@@ -200,10 +229,10 @@ BERLIN = {"site": "berlin"}
     [
         ([], dep(), "no device has joined the fleet yet"),
         ([dev("d1")], dep(select=BERLIN), "no device has site=berlin"),
-        ([dev("d1")], dep(format="tflite"), "no device has a runtime for tflite"),
+        ([dev("d1")], dep(formats=TFLITE), "no device has a runtime for tflite"),
         (
             [dev("d1", labels=BERLIN), dev("d2", formats=frozenset({"tflite"}))],
-            dep(select=BERLIN, format="tflite"),
+            dep(select=BERLIN, formats=TFLITE),
             "no device with site=berlin has a runtime for tflite",
         ),
         (
@@ -216,6 +245,28 @@ BERLIN = {"site": "berlin"}
             [dev("d1"), dev("d2", formats=frozenset())],
             dep(replicas=2),
             "needs 2 devices, 1 has a runtime for onnx",
+        ),
+        (
+            [dev("d1"), dev("d2")],
+            dep(require_accelerator=True),
+            "needs a device with an accelerator, none of the 2 that have a runtime for onnx has "
+            "one",
+        ),
+        (
+            [dev("d1", labels=BERLIN), dev("d2", **FAST)],
+            dep(require_accelerator=True, select=BERLIN),
+            "needs a device with site=berlin and an accelerator, the one that has a runtime for "
+            "onnx has none",
+        ),
+        (
+            [dev("d1"), dev("d2", **FAST)],
+            dep(require_accelerator=True, replicas=2),
+            "needs 2 devices, 1 has a runtime for onnx and an accelerator",
+        ),
+        (
+            [dev("d1"), dev("d2", cordoned=True, **FAST)],
+            dep(require_accelerator=True),
+            "every device that has a runtime for onnx and an accelerator is cordoned",
         ),
         (
             [dev("d1"), dev("d2", cordoned=True)],
@@ -257,6 +308,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             memory_bytes=draw(sizes),
             disk_bytes=draw(sizes),
             formats=draw(st.sampled_from([frozenset({"onnx"}), frozenset({"onnx", "tflite"})])),
+            accelerated=draw(st.booleans()),
             labels=draw(SITES),
             board=draw(st.sampled_from(["pi", "orin"])),
             offline_s=draw(st.sampled_from([0.0, 0.0, 0.0, 3.0, 60.0])),
@@ -274,8 +326,10 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             DeploymentView(
                 name=f"dep{n}",
                 key=key,
-                format="tflite" if key == ("dog", "2") else "onnx",
+                formats=frozenset({"tflite" if key == ("dog", "2") else "onnx"}),
                 file_bytes={"cat": 10 * MB, "dog": 40 * MB}[key[0]],
+                disk_bytes={"cat": 10 * MB, "dog": 70 * MB}[key[0]],
+                require_accelerator=draw(st.sampled_from([False, False, True])),
                 goal_bytes=400,
                 replicas=draw(st.sampled_from([None, 1, 2, 3])),
                 select=draw(SITES),
@@ -290,7 +344,8 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
 def fits(device: DeviceView, deployment: DeploymentView) -> bool:
     return (
         not device.cordoned
-        and deployment.format in device.formats
+        and deployment.formats <= device.formats
+        and (device.accelerated or not deployment.require_accelerator)
         and deployment.select.items() <= device.labels.items()
     )
 
@@ -345,7 +400,7 @@ def test_placement_keeps_its_promises(snapshot: Snapshot) -> None:
         assert goal_bytes <= LIMITS.goal_bytes
         if name in added:
             assert used <= device.memory_bytes
-            new = sum(d.file_bytes for key, d in models[name].items() if key not in device.held)
+            new = sum(d.disk_bytes for key, d in models[name].items() if key not in device.held)
             assert new <= device.disk_bytes
 
 
@@ -366,6 +421,8 @@ def test_placement_is_deterministic_and_sticky(snapshot: Snapshot, rng: Any) -> 
         serving = {d.id for d in devices if d.offline_s <= 5 and deployment.key not in d.failed}
         assert serving <= again[deployment.name]
 
-    stranger = DeviceView("z", 10**12, 10**12, frozenset({"onnx", "tflite"}), {"site": "q"})
+    stranger = DeviceView(
+        "z", 10**12, 10**12, frozenset({"onnx", "tflite"}), accelerated=True, labels={"site": "q"}
+    )
     grown = replace(once, devices={**snapshot.devices, "z": replace(stranger, cordoned=True)})
     assert {name: p.devices for name, p in place(grown).items()} == again

@@ -1,0 +1,33 @@
+"""A deployment, as the rooms of the control plane see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from shoal_controlplane.planner.snapshot import ModelKey
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What an operator asked for. `replicas` None means every device that fits; `completed`
+    says that all wanted replicas were ready once; `created_at` is seconds since the epoch. With
+    `require_accelerator` a replica fails rather than runs on the CPU."""
+
+    name: str
+    model: str
+    version: str
+    replicas: int | None
+    select: Mapping[str, str]
+    created_at: float
+    slo_ms: float | None = None
+    max_batch: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    revision: int = 1
+    completed: bool = False
+    require_accelerator: bool = False
+
+    @property
+    def key(self) -> ModelKey:
+        return (self.model, self.version)

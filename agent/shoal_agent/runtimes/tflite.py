@@ -81,12 +81,6 @@ class TfliteRuntime:
         return None
 
     def provider_sets(self, options: Mapping[str, Any]) -> tuple[ProviderSet, ...]:
-        given = options.get("provider_options")
-        if isinstance(given, Mapping):
-            # Options of delegates that other boards of the same fleet have.
-            absent = BY_PROVIDER.keys() - set(self._info.providers)
-            kept = {name: value for name, value in given.items() if name not in absent}
-            options = {**options, "provider_options": kept}
         return with_options(self._sets, self._info.providers, options)
 
     def load(

@@ -6,6 +6,7 @@ Options are those of ONNX Runtime's documentation of each provider: TensorRT, CU
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ SIMULATED_SOC = "57"
 """Snapdragon 8 Gen 3: what QNN's simulator on x86-64 stands for, unless told otherwise."""
 
 _QUALCOMM = "qualcomm-soc"
+# Options as QNN's backend_path and op_packages, TensorRT's trt_extra_plugin_lib_paths and
+# trt_dump_subgraphs, CANN's dump_graphs.
+_FILES = re.compile(r"path|_lib|dump|op_packages|saver|file")
 _SETS: dict[str, tuple[ProviderSet, ...]] = {
     TENSORRT: (
         ProviderSet(
@@ -144,7 +148,7 @@ def _custom(wanted: Any, listed: Sequence[str], sets: Sequence[ProviderSet]) -> 
                 "option 'providers' must hold names or pairs of a name and its options"
             )
         _check_listed(name, listed)
-        providers.append((name, {str(k): str(v) for k, v in settings.items()}))
+        providers.append((name, _checked_settings(name, settings)))
     alike = _alike(providers[0], sets)
     accelerated = any(name not in CPU_PROVIDERS for name, _ in providers)
     custom = ProviderSet(
@@ -179,14 +183,26 @@ def _checked_options(wanted: Any, listed: Sequence[str]) -> dict[str, dict[str, 
         if (name in _SETS or name in BY_PROVIDER) and name not in listed:
             continue  # Options for another board in the same fleet, or for another runtime.
         _check_listed(name, listed)
-        checked[name] = {str(k): str(v) for k, v in settings.items()}
+        checked[name] = _checked_settings(name, settings)
+    return checked
+
+
+def _checked_settings(provider: str, settings: Mapping[Any, Any]) -> dict[str, str]:
+    """Options as texts; none may make the device load a library or write a file."""
+    checked = {str(k): str(v) for k, v in settings.items()}
+    for name in checked:
+        if _FILES.search(name.lower()):
+            raise RuntimeLoadError(
+                f"option '{name[:80]}' of {provider} names files of the device, which a "
+                "deployment may not"
+            )
     return checked
 
 
 def _check_listed(name: Any, listed: Sequence[str]) -> None:
     if name not in listed:
         raise RuntimeLoadError(
-            f"execution provider '{str(name)[:80]}' is not available; this ONNX Runtime has "
+            f"execution provider '{str(name)[:80]}' is not available; this runtime has "
             f"{', '.join(listed)}"
         )
 

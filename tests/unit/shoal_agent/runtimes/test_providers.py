@@ -133,6 +133,8 @@ def test_own_providers_replace_all_sets_and_keep_what_they_need() -> None:
         ({"providers": [7]}, "names or pairs"),
         ({"providers": [[CPU, 3]]}, "names or pairs"),
         ({"providers": [[CUDA, {}]]}, "'CUDAExecutionProvider' is not available"),
+        ({"provider_options": {QNN: {"backend_path": "/tmp/x.so"}}}, "a deployment may not"),
+        ({"providers": [[QNN, {"op_packages": "/tmp/x.so:x"}]]}, "a deployment may not"),
         ({"provider_options": [QNN]}, "must map execution providers"),
         ({"provider_options": {QNN: "57"}}, "must map execution providers"),
         ({"provider_options": {"Qnn": {}}}, "'Qnn' is not available"),

@@ -34,6 +34,7 @@ class Plan:
     """What to do now. At most one fetch and one load or unload are under way at a time."""
 
     add: tuple[ModelGoal, ...] = ()
+    change: tuple[ModelGoal, ...] = ()
     drop: tuple[Key, ...] = ()
     cancel: tuple[Key, ...] = ()
     fetch: Key | None = None
@@ -48,7 +49,10 @@ def plan(wanted: Sequence[ModelGoal], slots: Mapping[Key, Slot], now: float) -> 
     for goal in wanted:
         goals.setdefault(key_of(goal), goal)
     kept = {k for k, s in slots.items() if k in goals and same_settings(s.goal, goals[k])}
-    gone = [k for k in slots if k not in kept]
+    change = [
+        k for k, s in slots.items() if k in goals and k not in kept and _may_stay(s, goals[k])
+    ]
+    gone = [k for k in slots if k not in kept and k not in change]
     # A version makes way only when its successor serves.
     arriving = {k[0] for k in goals if k not in kept or slots[k].loaded is None}
 
@@ -63,13 +67,14 @@ def plan(wanted: Sequence[ModelGoal], slots: Mapping[Key, Slot], now: float) -> 
         # What is here already comes first: it needs no network, which may be away.
         fetch = min(ready_to_fetch, key=lambda k: not slots[k].local, default=None)
     if not any(s.busy and s.files is not None for s in slots.values()):
-        leaving = (k for k in gone if slots[k].loaded is not None and expendable(k))
+        leaving = (k for k in gone if k in idle and slots[k].loaded is not None and expendable(k))
         unload = next(leaving, None)
         if unload is None:
             load = next((k for k in due if slots[k].files is not None), None)
     later = [s.retry_at for k, s in slots.items() if k in kept and s.retry_at > now]
     return Plan(
         add=tuple(g for k, g in goals.items() if k not in slots),
+        change=tuple(goals[k] for k in change),
         drop=tuple(k for k in gone if k in idle and slots[k].loaded is None),
         cancel=tuple(k for k in gone if slots[k].busy and slots[k].files is None),
         fetch=fetch,
@@ -80,7 +85,13 @@ def plan(wanted: Sequence[ModelGoal], slots: Mapping[Key, Slot], now: float) -> 
 
 
 def _is_due(slot: Slot, now: float) -> bool:
-    return slot.loaded is None and slot.retry_at <= now
+    return (slot.loaded is None or slot.stale) and slot.retry_at <= now
+
+
+def _may_stay(slot: Slot, goal: ModelGoal) -> bool:
+    """Whether a model goes on serving while it is made ready with other settings: the same
+    version, with another variant or option."""
+    return slot.loaded is not None and not slot.busy and slot.goal.digest == goal.digest
 
 
 class Serving(Protocol):
@@ -228,6 +239,10 @@ class Reconciler:
             self._tasks[key].cancel()
         for key in step.drop:
             del self._slots[key]
+        for goal in step.change:
+            slot = self._slots[key_of(goal)]
+            slot.goal, slot.local, slot.files = goal, self._is_local(goal), None
+            slot.stale, slot.failures, slot.retry_at = True, 0, 0.0
         for goal in step.add:
             self._slots[key_of(goal)] = Slot(goal, self._is_local(goal))
         if step.fetch:
@@ -236,7 +251,7 @@ class Reconciler:
             self._begin(step.load, self._load)
         if step.unload:
             self._begin(step.unload, self._unload)
-        return bool(step.drop or step.add)
+        return bool(step.drop or step.add or step.change)
 
     def _begin(self, key: Key, effect: Callable[[Slot], Coroutine[Any, Any, None]]) -> None:
         slot = self._slots[key]
@@ -264,7 +279,10 @@ class Reconciler:
                 digest: await self._artifacts.obtain(digest, size, self._needed())
                 for digest, size in self._artifacts_of(goal)
             }
-        except (FetchError, ServingError) as error:
+        except FetchError as error:
+            self._fail(slot, str(error))
+        except ServingError as error:
+            await self._end_stale(slot)
             self._fail(slot, str(error))
         else:
             slot.files = files
@@ -287,18 +305,30 @@ class Reconciler:
         try:
             slot.loaded = await self._serving.load(slot.goal, files, partial(self._advance, slot))
         except ServingError as error:
-            self._fail(slot, str(error))
+            if slot.stale:
+                # Maybe there was not enough memory for both: once more without the old one.
+                log.warning("change failed, trying anew", extra=_names(slot.goal, reason=error))
+                await self._end_stale(slot)
+            else:
+                self._fail(slot, str(error))
         else:
-            slot.failures = 0
+            slot.failures, slot.stale = 0, False
             self._advance(slot, ReplicaState.READY)
 
+    async def _end_stale(self, slot: Slot) -> None:
+        """Stop what still serves with settings that are no longer wanted."""
+        if slot.stale:
+            slot.stale, slot.loaded = False, None
+            await self._serving.unload(slot.goal.model, slot.goal.version)
+
     async def _unload(self, slot: Slot) -> None:
-        slot.loaded = None
+        slot.loaded, slot.stale = None, False
         await self._serving.unload(slot.goal.model, slot.goal.version)
         log.info("model removed", extra=_names(slot.goal))
 
     def _advance(self, slot: Slot, state: ReplicaState) -> None:
-        if slot.state is not state:
+        # What serves with its old settings meanwhile is ready all the time.
+        if slot.state is not state and not slot.stale:
             slot.state, slot.reason = state, ""
             log.info("model " + state.value, extra=_names(slot.goal))
             self._on_change()
@@ -308,12 +338,15 @@ class Reconciler:
         pause = self._rng.uniform(top / 2, top)
         slot.failures += 1
         slot.retry_at = self._clock() + pause
-        slot.state, slot.reason = ReplicaState.FAILED, reason
+        if not slot.stale:
+            slot.state, slot.reason = ReplicaState.FAILED, reason
         log.error("model failed", extra=_names(slot.goal, reason=reason, retry_in_s=round(pause)))
 
     async def _tidy(self) -> None:
         """Remove artifacts that no goal needs, once all is as wanted."""
-        settled = all(s.loaded is not None and not s.busy for s in self._slots.values())
+        settled = all(
+            s.loaded is not None and not s.busy and not s.stale for s in self._slots.values()
+        )
         if self._untidy and settled and self._offered is None:
             self._untidy = False
             keep = self._needed() | set(self._previous)

@@ -15,6 +15,7 @@ import msgspec
 from shoal_agent.runtimes.base import LoadedModel, RuntimeLoadError, RuntimeRunError
 from shoal_agent.runtimes.registry import RuntimeRegistry
 from shoal_agent.runtimes.trial import TrialOutcome, TrialTask
+from shoal_agent.serving.compiled import CompiledCode
 from shoal_agent.serving.records import Record, Records, record_key
 from shoal_agent.serving.variants import Candidate, Choice, choose, described
 from shoal_shared.clock import Clock
@@ -44,45 +45,6 @@ class Trial(Protocol):
 
     async def __call__(self, task: TrialTask) -> TrialOutcome:
         """Raises `RuntimeLoadError`."""
-
-
-class CompiledCode(Protocol):
-    """Compiled code by key, in folders that devices of the same kind share."""
-
-    async def obtain(self, key: CompileKey) -> tuple[Path | None, str]:
-        """A folder and where its content is from: "here", "shared", or "" if it is empty; None
-        where there is no place to keep it."""
-
-    async def offer(self, key: CompileKey) -> None:
-        """The folder holds code that was compiled here and passed: share it."""
-
-    async def reject(self, key: CompileKey, reason: str) -> None:
-        """What the folder holds is bad: empty it, and replace what is shared."""
-
-    async def collect(self, keep: Collection[str]) -> None:
-        """Drop folders of model files whose digests are not in `keep`."""
-
-    async def close(self) -> None:
-        """End what goes on in the background."""
-
-
-class NoCompiledCode:
-    """Keeps nothing: for runtimes that compile nothing. What is compiled is compiled in vain."""
-
-    async def obtain(self, key: CompileKey) -> tuple[Path | None, str]:
-        return None, ""
-
-    async def offer(self, key: CompileKey) -> None:
-        pass
-
-    async def reject(self, key: CompileKey, reason: str) -> None:
-        pass
-
-    async def collect(self, keep: Collection[str]) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
 
 
 @dataclass(frozen=True)

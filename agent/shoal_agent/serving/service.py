@@ -18,10 +18,9 @@ from shoal_agent.runtimes.registry import RuntimeRegistry
 from shoal_agent.runtimes.trial import try_in_child
 from shoal_agent.serving import profile as profiling
 from shoal_agent.serving.batch import Fault, Outcome
+from shoal_agent.serving.compiled import CompiledCode, NoCompiledCode
 from shoal_agent.serving.compute import Compute, ComputeThread, compute
 from shoal_agent.serving.prepare import (
-    CompiledCode,
-    NoCompiledCode,
     Prepared,
     Preparer,
     RunBlocking,

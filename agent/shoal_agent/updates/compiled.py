@@ -14,7 +14,7 @@ import msgspec
 
 from shoal_agent.connectivity.backoff import Backoff
 from shoal_agent.service.logs import fields
-from shoal_agent.serving.prepare import CompiledCode
+from shoal_agent.serving.compiled import CompiledCode
 from shoal_agent.updates.bundle import BundleError, pack
 from shoal_agent.updates.codefolders import HERE, CodeFolders, Manifest
 from shoal_agent.updates.codeserver import CodeServer, SharedCode, ShareError, in_thread

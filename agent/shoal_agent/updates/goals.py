@@ -67,7 +67,8 @@ class Slot:
     """One model and version on this device, on its way to `goal` or away.
 
     `files` maps digests to verified artifacts once all are here, `loaded` is set once it serves.
-    `busy` while an effect works on it: a fetch without `files`, else a load or an unload.
+    `busy` while an effect works on it: a fetch without `files`, else a load or an unload. `stale`
+    while it still serves with settings that the goal had before.
     """
 
     goal: ModelGoal
@@ -77,5 +78,6 @@ class Slot:
     files: Mapping[str, Path] | None = None
     loaded: Loaded | None = None
     busy: bool = False
+    stale: bool = False
     failures: int = 0
     retry_at: float = 0.0

@@ -74,9 +74,11 @@ def test_a_model_that_is_gone_frees_its_memory_before_another_loads() -> None:
     assert plan([b], there, 0.0) == Plan(unload=key_of(a))
 
 
-def test_other_settings_of_a_version_are_taken_up_by_a_new_load() -> None:
+def test_other_settings_of_a_version_are_taken_up_while_it_serves() -> None:
     old, new = goal(max_batch=1), goal(max_batch=8)
-    assert plan([new], slots(ready(old)), 0.0) == Plan(unload=key_of(old))
+    assert plan([new], slots(ready(old)), 0.0) == Plan(change=(new,))
+    other = goal(digest="sha256:" + "9" * 64)
+    assert plan([other], slots(ready(old)), 0.0) == Plan(unload=key_of(old))
     assert plan([new], slots(Slot(old, files=FILES)), 0.0) == Plan(drop=(key_of(old),))
 
 
@@ -133,11 +135,17 @@ def perform(step: Plan, there: dict[Key, Slot], wanted: list[ModelGoal]) -> None
         del there[key]
     for g in step.add:
         there[key_of(g)] = Slot(g)
+    for g in step.change:
+        slot = there[key_of(g)]
+        assert slot.loaded
+        assert not slot.busy
+        slot.goal, slot.files, slot.stale, slot.retry_at = g, None, True, 0.0
     for started in filter(None, (step.fetch, step.load, step.unload)):
         assert not there[started].busy
         there[started].busy = True
     if step.unload:
         slot = there[step.unload]
+        slot.stale = False
         assert not any(g == slot.goal for g in wanted[:1])
         successors = [g for g in wanted if g.model == slot.goal.model]
         serving = [s for s in map(there.get, map(key_of, successors)) if s and s.loaded]
@@ -146,16 +154,18 @@ def perform(step: Plan, there: dict[Key, Slot], wanted: list[ModelGoal]) -> None
 
 def finish(slot: Slot, there: dict[Key, Slot], now: int, fails: bool) -> None:
     slot.busy = False
-    if slot.loaded is not None:
+    if slot.loaded is not None and not slot.stale:
         slot.loaded = None
         slot.state = ReplicaState.QUEUED
     elif fails and slot.failures < 3:
         slot.failures += 1
+        if slot.stale and slot.files is not None:
+            slot.loaded, slot.stale = None, False
         slot.state, slot.retry_at = ReplicaState.FAILED, now + 2.0
     elif slot.files is None:
         slot.files = FILES
     else:
-        slot.loaded, slot.state = LOADED, ReplicaState.READY
+        slot.loaded, slot.state, slot.stale = LOADED, ReplicaState.READY, False
 
 
 # The loop.
@@ -183,6 +193,7 @@ class World:
     async def obtain(self, digest: str, size: int, keep: Collection[str]) -> Path:
         assert digest in keep
         self.events.append(f"fetch {digest[-4:]}")
+        self.changed.set()
         try:
             if digest in self.held:
                 await self.held[digest].wait()
@@ -436,3 +447,51 @@ async def test_a_goal_that_nothing_here_can_run_fails_before_anything_is_fetched
         (report,) = reconciler.reports()
     assert report.reason == world.unfit["m"]
     assert not world.stored
+
+
+async def test_a_new_variant_is_made_ready_while_the_old_one_serves(world: World) -> None:
+    plain, more = goal(), goal(variants=(FP16,))
+    async with running(world) as reconciler:
+        reconciler.offer(Desired(goal=1, models=(plain,)))
+        await until(world, lambda: states(reconciler) == {"m:1": "ready"})
+        world.held[FP16.digest] = asyncio.Event()
+        reconciler.offer(Desired(goal=2, models=(more,)))
+        await until(world, lambda: f"fetch {FP16.digest[-4:]}" in world.events)
+        assert states(reconciler) == {"m:1": "ready"}
+        world.held[FP16.digest].set()
+        await until(world, lambda: world.events.count("load m:1") == 2)
+        assert states(reconciler) == {"m:1": "ready"}
+    assert "unload m:1" not in world.events
+
+
+async def test_a_change_that_fails_is_tried_again_without_the_old_one(world: World) -> None:
+    async with running(world) as reconciler:
+        reconciler.offer(Desired(goal=1, models=(goal(),)))
+        await until(world, lambda: states(reconciler) == {"m:1": "ready"})
+        world.load_errors = [ServingError("no room for both")]
+        reconciler.offer(Desired(goal=2, models=(goal(max_batch=2),)))
+        await until(world, lambda: world.events.count("load m:1") == 3)
+        await until(world, lambda: states(reconciler) == {"m:1": "ready"})
+    work = [e for e in world.events if "load" in e]
+    assert work == ["load m:1", "load m:1", "unload m:1", "load m:1"]
+
+
+async def test_a_change_that_cannot_be_fetched_leaves_what_serves(world: World) -> None:
+    async with running(world) as reconciler:
+        reconciler.offer(Desired(goal=1, models=(goal(),)))
+        await until(world, lambda: states(reconciler) == {"m:1": "ready"})
+        world.fetch_errors = [FetchError("the server is away")]
+        reconciler.offer(Desired(goal=2, models=(goal(variants=(FP16,)),)))
+        await until(world, lambda: not world.fetch_errors)
+        assert states(reconciler) == {"m:1": "ready"}
+    assert world.events.count("load m:1") == 1
+
+
+async def test_what_may_no_longer_run_here_stops(world: World) -> None:
+    async with running(world) as reconciler:
+        reconciler.offer(Desired(goal=1, models=(goal(),)))
+        await until(world, lambda: states(reconciler) == {"m:1": "ready"})
+        world.unfit["m"] = "no runtime on this device uses an accelerator, which is required"
+        reconciler.offer(Desired(goal=2, models=(goal(require_accelerator=True),)))
+        await until(world, lambda: states(reconciler) == {"m:1": "failed"})
+    assert world.events[-1] == "unload m:1"

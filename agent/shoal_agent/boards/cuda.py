@@ -10,13 +10,16 @@ import importlib
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from shoal_shared.messages import Accelerator
+
+CudaQuery = Callable[[], tuple[tuple[Accelerator, ...], str]]
+"""Accelerators as CUDA sees them, and why there are none."""
 
 _TIMEOUT_S = 10.0
 _COPY_BYTES = 16 << 20
@@ -53,6 +56,11 @@ def precisions(capability: tuple[int, int]) -> tuple[str, ...]:
         ("fp4", capability >= (10, 0)),
     )
     return tuple(name for name, there in known if there)
+
+
+def no_cuda() -> tuple[tuple[Accelerator, ...], str]:
+    """For machines that are not to be asked."""
+    return (), ""
 
 
 def cuda_accelerators(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from shoal_agent.boards.base import Board, BoardFacts, BoardReading
+from shoal_agent.boards.cuda import CudaQuery, cuda_accelerators, no_cuda
 from shoal_agent.boards.sysfs import Sysfs, Thermal
 from shoal_shared.messages import Board as BoardDescription
 
@@ -29,9 +31,19 @@ class GenericBoard:
         )
 
     @classmethod
-    def probe(cls, root: Path) -> GenericBoard:
-        """Fits every machine."""
-        return cls(root)
+    def probe(cls, root: Path, cuda: CudaQuery | None = None) -> GenericBoard:
+        """Fits every machine; with the GPUs that PyCUDA sees, where that is installed."""
+        board = cls(root)
+        ask = cuda or (cuda_accelerators if root == Path("/") else no_cuda)
+        gpus, reason = ask()
+        capability = gpus[0].compute_capability.replace(".", "") if gpus else ""
+        board._facts = dataclasses.replace(
+            board._facts,
+            accelerators=gpus,
+            target=f"nvidia-sm{capability}" if capability else "",
+            notes=(reason,) if reason else (),
+        )
+        return board
 
     @property
     def facts(self) -> BoardFacts:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from shoal_agent.boards import l4t
 from shoal_agent.boards.base import Board, BoardFacts, BoardReading
-from shoal_agent.boards.cuda import cuda_accelerators, precisions
+from shoal_agent.boards.cuda import CudaQuery, cuda_accelerators, no_cuda, precisions
 from shoal_agent.boards.generic import GenericBoard
 from shoal_agent.boards.sysfs import Sysfs, read_number, read_text
 from shoal_agent.boards.tegrastats import (
@@ -26,9 +26,6 @@ from shoal_agent.boards.tegrastats import (
 )
 from shoal_shared.messages import Accelerator
 from shoal_shared.messages import Board as BoardDescription
-
-CudaQuery = Callable[[], tuple[tuple[Accelerator, ...], str]]
-"""Accelerators as CUDA sees them, and why there are none."""
 
 _MAX_NAME = 80
 _PART = re.compile(r"p\d{4}-\d{4}")
@@ -123,10 +120,6 @@ _WORDS = (
 )
 
 
-def _no_cuda() -> tuple[tuple[Accelerator, ...], str]:
-    return (), ""
-
-
 class JetsonBoard:
     """A Jetson below `root`, where `/sys`, `/proc`, `/etc`, `/usr` and `/var` hang.
 
@@ -144,7 +137,7 @@ class JetsonBoard:
     ) -> None:
         self._files = files = Sysfs(root)
         self._generic = GenericBoard(root)
-        self._cuda = cuda or (cuda_accelerators if root == Path("/") else _no_cuda)
+        self._cuda = cuda or (cuda_accelerators if root == Path("/") else no_cuda)
         self._load = next((f for p in _LOAD_FILES for f in files.glob(p) if f.is_file()), None)
         self._rails = _rails(files)
         self._zones = [
@@ -199,7 +192,7 @@ class JetsonBoard:
                 "the NVIDIA runtime (--runtime nvidia); else check that the drivers of Jetson "
                 "Linux are loaded."
             )
-        gpus, reason = self._cuda() if not missing else _no_cuda()
+        gpus, reason = self._cuda() if not missing else no_cuda()
         if reason:
             notes.append(reason)
         if not gpus:

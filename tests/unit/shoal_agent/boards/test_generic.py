@@ -7,6 +7,7 @@ import pytest
 from shoal_agent.boards.base import Board
 from shoal_agent.boards.detect import detect
 from shoal_agent.boards.generic import GenericBoard
+from shoal_shared.messages import Accelerator
 
 
 def put(root: Path, path: str, text: str) -> None:
@@ -98,3 +99,12 @@ def test_families_are_asked_in_order_and_generic_is_last(root: Path) -> None:
 
     assert detect(root, (never, always, GenericBoard.probe)) is special
     assert detect(root, (never,)).facts.description.family == "generic"
+
+
+def test_gpus_that_cuda_sees_are_the_machines(tmp_path: Path) -> None:
+    gpu = Accelerator(kind="gpu", name="RTX", memory_bytes=2**33, compute_capability="8.6")
+    facts = GenericBoard.probe(tmp_path, cuda=lambda: ((gpu,), "")).facts
+    assert (facts.accelerators, facts.target, facts.notes) == ((gpu,), "nvidia-sm86", ())
+    broken = GenericBoard.probe(tmp_path, cuda=lambda: ((), "PyCUDA finds no GPU.")).facts
+    assert (broken.accelerators, broken.notes) == ((), ("PyCUDA finds no GPU.",))
+    assert GenericBoard.probe(tmp_path).facts.accelerators == ()

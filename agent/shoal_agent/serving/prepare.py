@@ -189,15 +189,19 @@ class Preparer:
                 break
         else:
             return None
+        if choice.fast and not candidate.provider_set.accelerated:
+            return None  # What kept it from the accelerator may be over: a driver came late.
         folder, origin = await self._obtain(job, candidate)
         if record.compiled and not origin:
             return None  # It must be compiled again, which is the child's work.
+        # Should it crash this process, the next start tries it in a child.
+        await self._records.forget(key)
         try:
             prepared = await self._load(job, _Passed(candidate, None, folder, origin))
         except RuntimeLoadError as error:
             logger.warning("what served before does not load any more, trying anew: %s", error)
-            await self._records.forget(key)
             return None
+        await self._records.put(key, record)
         placement = prepared.placement
         if placement.proof is Proof.LISTED:
             placement = record.placement

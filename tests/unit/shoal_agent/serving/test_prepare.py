@@ -76,6 +76,7 @@ class World:
     factors: dict[tuple[str, str], float] = field(default_factory=dict)
     bad_load: dict[tuple[str, str], str] = field(default_factory=dict)
     origin: str = ""
+    dies_in_load: bool = False
     bad_code: bool = False
     tasks: list[tuple[str, str]] = field(default_factory=list)
     loads: list[Model] = field(default_factory=list)
@@ -106,6 +107,8 @@ class World:
     ) -> LoadedModel:
         assert provider_set is not None
         key = (path.name, provider_set.name)
+        if self.dies_in_load:
+            raise KeyboardInterrupt  # As good as a crash: nothing handles it.
         if key in self.bad_load:
             raise RuntimeLoadError(self.bad_load[key])
         self.shapes.append(shapes)
@@ -352,6 +355,26 @@ async def test_a_record_that_no_longer_holds_is_forgotten(world: World) -> None:
     prepared = await world.prepare(goal())
     assert chosen(prepared) == ("reference", "cpu")
     assert world.records == {}
+
+
+async def test_a_fallback_is_not_remembered_for_the_accelerator_may_be_back(world: World) -> None:
+    world.broken = {("reference", "qnn-htp"): "libQnnHtp.so not found: install QNN"}
+    first = await world.prepare(goal())
+    await world.preparer().remember(goal(), first, fit([(1, 2.0)]))
+    world.broken = {}
+    assert chosen(await world.prepare(goal())) == ("reference", "qnn-htp")
+
+
+async def test_what_kills_the_agent_is_tried_in_a_child_at_the_next_start(world: World) -> None:
+    first = await world.prepare(goal())
+    await world.preparer().remember(goal(), first, fit([(1, 2.0)]))
+    world.dies_in_load = True
+    with pytest.raises(KeyboardInterrupt):
+        await world.prepare(goal())
+    world.dies_in_load = False
+    world.tasks.clear()
+    await world.prepare(goal())
+    assert world.tasks == [("reference", "qnn-htp")]
 
 
 async def test_lost_code_is_compiled_by_a_child_not_by_the_agent(world: World) -> None:

@@ -207,6 +207,7 @@ class World:
 
     async def collect(self, keep: Collection[str]) -> None:
         self.collected.append(set(keep))
+        self.changed.set()
 
     def needed_files(self, g: ModelGoal) -> tuple[VariantGoal, ...]:
         if g.model in self.unfit:

@@ -56,7 +56,12 @@ cp -r agent shared tests pyproject.toml "$root/opt/src"
 printf '%s\n' /opt/shoal/lib /opt/src/agent /opt/src/shared >"$root/usr/local/lib/python3.11/dist-packages/shoal.pth"
 
 mountpoint -q "$root/proc" || mount -t proc proc "$root/proc"
+# qemu itself writes to standard error when a program crashes, and limits no memory.
+trial=tests/unit/shoal_agent/runtimes/test_trial.py
+without="--deselect $trial::test_whatever_becomes_of_the_child_is_one_sentence"
+without="$without --deselect $trial::test_of_endless_noise_only_the_end_is_kept"
+
 trap 'umount "$root/proc"' EXIT
 echo "agent and shared on $(chroot "$root" uname -m):"
 chroot "$root" env -i PATH=/usr/bin:/bin HOME=/root LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 \
-  bash -c 'cd /opt/src && python3 -m pytest -q -p no:cacheprovider --timeout 600 tests/unit/shoal_agent tests/unit/shoal_shared'
+  bash -c 'cd /opt/src && python3 -m pytest -q -p no:cacheprovider --timeout 600 '"$without"' tests/unit/shoal_agent tests/unit/shoal_shared'

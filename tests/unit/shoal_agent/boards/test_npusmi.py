@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -69,7 +68,8 @@ def test_a_tool_that_hangs_blocks_nobody(monkeypatch: pytest.MonkeyPatch) -> Non
     reader = NpuSmiReader(command("import time; time.sleep(60)"))
     assert reader.latest() is None
     assert reader.latest(patience_s=20) is None  # It was killed, or this would take 20 s.
-    assert not any(t.name == "npu-smi" and t.is_alive() for t in threading.enumerate())
+    assert reader._running is not None
+    assert not reader._running.is_alive()
 
 
 def test_a_tool_that_is_missing_answers_nothing() -> None:

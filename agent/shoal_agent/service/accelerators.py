@@ -74,7 +74,10 @@ def check_notes(facts: BoardFacts) -> tuple[Finding, ...]:
             detail, remedy = _parted(note)
         findings.append(
             Finding(
-                check="board note", ok=False, detail=detail.rstrip("."), remedy=remedy.rstrip(".")
+                check="board note",
+                ok=False,
+                detail=detail.rstrip("."),
+                remedy=remedy.rstrip(".") or _AGAIN,
             )
         )
     return tuple(findings)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def say(text: str) -> tuple[str, ...]:
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with a PyCUDA, found by this process and its children."""
     package = tmp_path / "pycuda"
     package.mkdir()
@@ -68,7 +69,10 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     for name in ("pycuda", "pycuda.driver"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    return package / "driver.py"
+    yield package / "driver.py"
+    # What was imported from here must not be found by the tests that follow.
+    for name in ("pycuda", "pycuda.driver"):
+        sys.modules.pop(name, None)
 
 
 def test_the_childs_answer_describes_the_gpus() -> None:

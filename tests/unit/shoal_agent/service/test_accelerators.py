@@ -104,7 +104,7 @@ def test_what_the_board_has_is_said() -> None:
         (
             "The release is unknown: /etc/nv_tegra_release is missing.",
             "The release is unknown: /etc/nv_tegra_release is missing",
-            "",
+            "check that driver and runtime fit, then shoal-agent doctor",
         ),
     ],
 )

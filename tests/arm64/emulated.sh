@@ -54,7 +54,7 @@ if ! cmp -s "$folder/pins.txt" "$root/opt/pins.txt"; then
 fi
 rm -rf "$root/opt/src"
 mkdir -p "$root/opt/src"
-cp -r agent shared tests pyproject.toml "$root/opt/src"
+cp -r agent shared tests pyproject.toml CONTRIBUTING.md "$root/opt/src"
 
 printf '%s\n' /opt/shoal/lib /opt/src/agent /opt/src/shared >"$root/usr/local/lib/python3.11/dist-packages/shoal.pth"
 

@@ -6,6 +6,7 @@ Recognised by the driver's device nodes, the PCI ids of cards, or the device tre
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
 
@@ -17,24 +18,32 @@ from shoal_shared.messages import Accelerator
 from shoal_shared.messages import Board as BoardDescription
 
 PATIENCE_S = 2.0
-"""What the start waits for `npu-smi`, which usually takes less than a second."""
+"""What the first use of `facts` waits for `npu-smi`, which usually takes less than a second."""
 
-_NODES = ("dev/davinci_manager", "dev/davinci0")
+_MANAGER = "dev/davinci_manager"
+_CHIP_NODES = "dev/davinci[0-9]*"
+_TREE_CHIP = re.compile(r"ascend[-_ ]?(\d{3}\w{0,4})", re.ASCII)
+_TREE = re.compile(r"ascend[-_ ]?(?:310|910)|atlas[- ]?[2589]00")
 _VENDOR = "0x19e5"
-# Device ids of Huawei's Ascend processors (pci.ids, vendor 19e5).
+# Huawei's own scripts tell chips by these device ids: `get_npu_type` of ais_bench (d100, d500,
+# d107) and ascend-deployer (d801 to d803).
 _PCI = {
     "0xd100": "310",
-    "0xd105": "310B",
+    "0xd107": "310B",
     "0xd500": "310P",
     "0xd801": "910",
     "0xd802": "910B",
     "0xd803": "910_93",
 }
+# Of CANN up to 8.3, as of 8.5, and what only runs models.
 _INSTALLED = (
     "usr/local/Ascend/ascend-toolkit/latest/*-linux/ascend_toolkit_install.info",
     "usr/local/Ascend/cann/*-linux/ascend_toolkit_install.info",
     "usr/local/Ascend/nnrt/latest/*-linux/ascend_nnrt_install.info",
+    "usr/local/Ascend/nnae/latest/*-linux/ascend_nnae_install.info",
 )
+# A2 and A3 are 910B1 to 910B4 and 910_9…; a chip of the first 910 is called 910B, too.
+_SECOND_910 = re.compile(r"910(?:B\d|_9|C)")
 _VERSION = re.compile(r"^\s*[Vv]ersion\s*=\s*([\w.+-]{1,40})", re.MULTILINE)
 _MAX_NAME = 80
 
@@ -49,24 +58,20 @@ class AscendBoard:
         if npu_smi is None and root == Path("/"):
             npu_smi = NpuSmiReader()
         self._npu_smi = npu_smi
-        self._facts = self._find(npu_smi.latest(PATIENCE_S) if npu_smi else None)
+        if npu_smi is not None:
+            npu_smi.latest()
 
     @classmethod
     def probe(cls, root: Path) -> AscendBoard | None:
         """The board, if the system below `root` shows an Ascend chip."""
         files = Sysfs(root)
         tree = files.text("proc/device-tree/compatible") + files.text("proc/device-tree/model")
-        found = (
-            any(map(files.exists, _NODES))
-            or bool(_cards(files))
-            or "ascend" in tree.lower()
-            or "atlas" in tree.lower()
-        )
+        found = _has_driver(files) or _cards(files) or _TREE.search(tree.lower())
         return cls(root) if found else None
 
-    @property
+    @functools.cached_property
     def facts(self) -> BoardFacts:
-        return self._facts
+        return self._find(self._npu_smi.latest(PATIENCE_S) if self._npu_smi else None)
 
     def is_throttled(self) -> bool:
         return self._host.is_throttled()
@@ -75,36 +80,40 @@ class AscendBoard:
         reading = self._host.read()
         answer = self._npu_smi.latest() if self._npu_smi else None
         chips = answer.chips if answer else ()
-        heat = [c.temperature_c for c in chips if c.temperature_c is not None]
+        heat = [reading.temperature_c, *(chip.temperature_c for chip in chips)]
         power = [c.power_w for c in chips if c.power_w is not None]
         loads = [c.load for c in chips if c.load is not None]
         own = any(c.memory_bytes for c in chips)
         return dataclasses.replace(
             reading,
-            temperature_c=max(heat) if heat else reading.temperature_c,
+            temperature_c=max((t for t in heat if t is not None), default=None),
             power_w=round(sum(power), 2) if power else None,
             accelerator_load=max(loads) if loads else None,
             accelerator_memory_used_bytes=sum(c.memory_used_bytes for c in chips) if own else None,
         )
 
     def _find(self, answer: NpuSmi | None) -> BoardFacts:
-        names = [chip.name for chip in answer.chips] if answer else _cards(self._files)
-        names = names or self._from_tree()
-        memory = [chip.memory_bytes for chip in answer.chips] if answer else [0] * len(names)
+        cards = _cards(self._files)
+        if answer:
+            names = [_sharper(chip.name, cards) for chip in answer.chips]
+            memory = [chip.memory_bytes for chip in answer.chips]
+        else:
+            names = self._from_files(cards)
+            memory = [0] * len(names)
         toolkits = self._toolkits(answer)
         host = self._host.facts
-        chip = names[0] if names else ""
+        chip = names[0]
         return dataclasses.replace(
             host,
             description=BoardDescription(
                 family="ascend",
                 model=host.description.model[:_MAX_NAME],
-                soc=f"Ascend {chip}" if chip else "Ascend",
+                soc=f"Ascend {chip}".strip(),
             ),
             accelerators=tuple(
                 Accelerator(
                     kind="npu",
-                    name=f"Ascend {name}",
+                    name=f"Ascend {name}".strip(),
                     memory_bytes=size,
                     precisions=_precisions(name),
                 )
@@ -115,12 +124,16 @@ class AscendBoard:
             notes=(*host.notes, *self._problems(answer, toolkits)),
         )
 
-    def _from_tree(self) -> list[str]:
-        """The chip of a board with a device tree, as "hisilicon,ascend310b"."""
-        match = re.search(
-            r"ascend[-_ ]?(\d{3}\w{0,4})", self._files.text("proc/device-tree/compatible").lower()
-        )
-        return [match[1].upper()] if match else []
+    def _from_files(self, cards: list[str]) -> list[str]:
+        """Series of each chip as bus, device tree and nodes tell them; empty where unknown.
+
+        A card may have more than one chip, and a node for each.
+        """
+        match = _TREE_CHIP.search(self._files.text("proc/device-tree/compatible").lower())
+        names = cards or [match[1].upper() if match else ""]
+        if len(set(names)) == 1:
+            names = names[:1] * max(len(names), len(self._files.glob(_CHIP_NODES)))
+        return names
 
     def _toolkits(self, answer: NpuSmi | None) -> dict[str, str]:
         found = {
@@ -141,7 +154,7 @@ class AscendBoard:
 
     def _problems(self, answer: NpuSmi | None, toolkits: dict[str, str]) -> list[str]:
         notes = []
-        if not any(map(self._files.exists, _NODES)):
+        if not _has_driver(self._files):
             notes.append(
                 "the Ascend chip has no driver (/dev/davinci_manager is missing): install the NPU "
                 "driver and firmware for it, or start the container with --device /dev/davinci0 "
@@ -165,8 +178,12 @@ class AscendBoard:
         return notes
 
 
+def _has_driver(files: Sysfs) -> bool:
+    return files.exists(_MANAGER) or bool(files.glob(_CHIP_NODES))
+
+
 def _cards(files: Sysfs) -> list[str]:
-    """Chips on the PCI bus."""
+    """Series of the chips on the PCI bus, one for each card."""
     found = []
     for vendor in files.glob("sys/bus/pci/devices/*/vendor"):
         if read_text(vendor) == _VENDOR:
@@ -176,13 +193,16 @@ def _cards(files: Sysfs) -> list[str]:
     return found
 
 
+def _sharper(name: str, cards: list[str]) -> str:
+    """`npu-smi` calls an A3's chip just Ascend910; the bus knows more of it."""
+    return next((card for card in cards if card.startswith(name)), name)
+
+
 def _precisions(name: str) -> tuple[str, ...]:
-    """What the chip's cube unit computes in (CANN documentation, "Atlas product forms")."""
-    if name.startswith(("910B", "910_93", "910C")):
+    """What the chip's cube unit multiplies in; bf16 as of A2 (Ascend C's `ToBfloat16`)."""
+    if _SECOND_910.match(name):
         return ("fp32", "bf16", "fp16", "int8")
-    if name.startswith("910"):
-        return ("fp16", "int8")
-    return ("fp16", "int8", "int4") if name.startswith("310B") else ("fp16", "int8")
+    return ("fp16", "int8")
 
 
 _conforms: type[Board] = AscendBoard

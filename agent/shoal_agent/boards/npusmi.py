@@ -1,18 +1,21 @@
 """`npu-smi info`: what Huawei's tool prints of Ascend chips, and how it is asked.
 
-Tables of versions 21 to 25 are read; their columns differ by chip: 310 and 310B have
-Memory-Usage, 910 has HBM-Usage beside it.
+Tables of versions 21 to 25 are read. Their columns differ by chip and version: 310, 310B and
+310P have Memory-Usage, 910 (and 310P as of some versions) HBM-Usage beside it.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
+import signal
 import subprocess
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import IO, cast
 
 from shoal_shared.clock import Clock
 
@@ -25,7 +28,7 @@ MAX_AGE_S = 30.0
 _MIB = 1 << 20
 _MAX_BYTES = 256 * 1024
 _VERSION = re.compile(r"npu-smi\s+(\S+)")
-_CHIP = re.compile(r"\d+\s+((?:Ascend)?[0-9][\w-]*)")
+_CHIP = re.compile(r"\d+\s+(?:Ascend ?)?([0-9][\w-]{0,30})", re.ASCII)
 _BUS = re.compile(r"NA|[0-9A-Fa-f]{4}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]")
 _USAGE = re.compile(r"(\d{1,9})\s*/\s*(\d{1,9})")
 
@@ -67,7 +70,7 @@ def parse_npu_smi(text: str) -> NpuSmi:
         elif (match := _CHIP.fullmatch(cells[0])) and cells[1].isalpha():
             power, temperature, *_ = (*cells[2].split(), "", "")
             head = Npu(
-                name=match[1].removeprefix("Ascend"),
+                name=match[1],
                 health=cells[1],
                 power_w=_number(power),
                 temperature_c=_number(temperature),
@@ -132,16 +135,34 @@ class NpuSmiReader:
 
     def _run(self) -> None:
         try:
-            done = subprocess.run(
+            child = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                timeout=TIMEOUT_S,
-                check=False,
+                start_new_session=True,
             )
-        except (OSError, subprocess.TimeoutExpired):
+        except OSError:
             return
-        answer = parse_npu_smi(done.stdout[:_MAX_BYTES].decode(errors="replace"))
+        timer = threading.Timer(TIMEOUT_S, _kill, (child,))
+        timer.daemon = True
+        timer.start()
+        with child:
+            output = cast("IO[bytes]", child.stdout).read(_MAX_BYTES)
+            if len(output) == _MAX_BYTES:  # No table is that long.
+                _kill(child)
+        timer.cancel()
+        if child.returncode < 0:
+            return  # Killed: the table may lack chips.
+        answer = parse_npu_smi(output.decode(errors="replace"))
         if answer.chips:
             self._answer, self._answered_at = answer, self._clock()
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """End the tool with all that it started, which may hold its output open."""
+    if child.returncode is None:  # Else its number may be another's.
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except OSError:
+            pass

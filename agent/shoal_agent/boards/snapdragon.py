@@ -26,8 +26,12 @@ _QNN_FOLDERS = ("opt/qcom/aistack/qairt/*", "opt/qcom/aistack/qnn/*")
 _QNN_LIBRARIES = ("usr/lib/libQnnHtp.so", "usr/lib/aarch64-linux-gnu/libQnnHtp.so")
 _VERSION = re.compile(r"\d+(\.\d+){1,3}")
 _KGSL = "sys/class/kgsl/kgsl-3d0"
+_BUSY = re.compile(r"\s*(\d{1,20})\s+(\d{1,20})\s*", re.ASCII)
+_PERCENT = re.compile(r"\s*(\d{1,3})\s*%", re.ASCII)
+_GROUP = "fastrpc"
 _MAX_NAME = 80
 _MICRO = 1e-6
+_PLAUSIBLE_W = (0.05, 200.0)
 
 
 class SnapdragonBoard:
@@ -125,12 +129,12 @@ class SnapdragonBoard:
 
     def _gpu_load(self) -> float | None:
         # "busy total" in ticks since the last reading, or "37 %".
-        busy = self._files.text(f"{_KGSL}/gpubusy").split()
-        if len(busy) == 2 and all(part.isdigit() for part in busy):
-            spent, total = map(int, busy)
+        busy = _BUSY.fullmatch(self._files.text(f"{_KGSL}/gpubusy"))
+        if busy:
+            spent, total = int(busy[1]), int(busy[2])
             return min(1.0, spent / total) if total else 0.0
-        percent = re.match(r"\d+", self._files.text(f"{_KGSL}/gpu_busy_percentage"))
-        return min(1.0, int(percent[0]) / 100) if percent else None
+        percent = _PERCENT.fullmatch(self._files.text(f"{_KGSL}/gpu_busy_percentage"))
+        return min(1.0, int(percent[1]) / 100) if percent else None
 
     def _power(self) -> float | None:
         """What the battery gives; None on mains, where it says nothing of the board."""
@@ -139,7 +143,10 @@ class SnapdragonBoard:
                 current = read_number(supply / "current_now")
                 voltage = read_number(supply / "voltage_now")
                 if current is not None and voltage is not None:
-                    return round(abs(current) * _MICRO * voltage * _MICRO, 2)
+                    watts = abs(current) * _MICRO * voltage * _MICRO
+                    # Some drivers count in mA against the kernel's rules.
+                    if _PLAUSIBLE_W[0] <= watts <= _PLAUSIBLE_W[1]:
+                        return round(watts, 2)
         return None
 
 
@@ -156,10 +163,13 @@ def _compatible(files: Sysfs) -> list[str]:
 
 
 def _group(node: Path) -> str:
+    """The group that may use a node. Newer rules of udev give it to "fastrpc" by an ACL, and
+    where a node is root's alone, nobody should join that group."""
     try:
-        return node.group()
+        group = node.group()
     except (OSError, KeyError):
-        return "fastrpc"
+        return _GROUP
+    return _GROUP if group == "root" else group
 
 
 _conforms: type[Board] = SnapdragonBoard

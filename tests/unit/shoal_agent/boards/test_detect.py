@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from shoal_agent.boards.generic import GenericBoard
 from shoal_shared.messages import Capabilities, encode_document
 
 FIXTURES = Path(__file__).parents[3] / "fixtures/boards"
+CONTRIBUTING = Path(__file__).parents[4] / "CONTRIBUTING.md"
 CHIPS = {"qcs6490": "snapdragon", "qcs8550": "snapdragon"}
 """Fixtures that are named after a chip; the others begin with their family."""
 BOARDS = sorted(path.name for path in FIXTURES.iterdir())
@@ -59,3 +62,22 @@ def test_a_family_that_fails_is_passed_over(
 
     assert isinstance(detect(tmp_path, (broken, *FAMILIES)), GenericBoard)
     assert "a board could not be read" in caplog.text
+
+
+def test_the_board_that_contributing_shows_works(tmp_path: Path) -> None:
+    section = CONTRIBUTING.read_text().split("## Add a board")[1].split("\n## ")[0]
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert code is not None
+    (tmp_path / "rockchip.py").write_text(code[1])
+    module = runpy.run_path(str(tmp_path / "rockchip.py"))
+    files = re.findall(r"^ {6}((?:proc|sys)/\S+) +(.+)$", section, re.MULTILINE)
+    assert len(files) == 3
+    for path, text in files:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text.replace("<0>", "\0"))
+    board = detect(tmp_path, (module["RockchipBoard"].probe, *FAMILIES))
+    description = board.facts.description
+    assert (description.family, description.model) == ("rockchip", "Radxa ROCK 5B")
+    assert board.read().accelerator_load == 0.37
+    (tmp_path / "sys/class/devfreq/fdab0000.npu/load").write_text("garbage")
+    assert board.read().accelerator_load is None

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from shoal_agent.boards import snapdragon
+from shoal_agent.boards import socs
 from shoal_agent.boards.snapdragon import SnapdragonBoard
 from shoal_shared.messages import Accelerator
 
@@ -63,7 +64,7 @@ BOARDS = {
         "QCS6490 (Dragonwing QCS6490)",
         gpu("643"),
         npu("v68 HTP", "int8", "int16"),
-        "qualcomm-soc35",
+        "qualcomm-soc93",
     ),
 }
 
@@ -111,10 +112,16 @@ def test_an_npu_without_its_driver_is_told_and_does_not_count() -> None:
     assert note.startswith("the Hexagon v73 HTP has no FastRPC device node, so it cannot be used")
 
 
-def test_a_node_that_this_user_may_not_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapdragon.os, "access", lambda path, mode: False)
+@pytest.mark.parametrize(
+    ("group", "joined"), [("fastrpc", "fastrpc"), ("render", "render"), ("root", "fastrpc")]
+)
+def test_a_node_that_this_user_may_not_use_is_told(
+    monkeypatch: pytest.MonkeyPatch, group: str, joined: str
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(Path, "group", lambda path: group)
     (note,) = SnapdragonBoard(FIXTURES / "snapdragon-888").facts.notes
-    assert "may not use /dev/fastrpc-cdsp: sudo usermod -aG " in note
+    assert f"may not use /dev/fastrpc-cdsp: sudo usermod -aG {joined} $(id -un)" in note
 
 
 def test_a_chip_that_is_not_known_is_told(tmp_path: Path) -> None:
@@ -149,3 +156,55 @@ def test_garbage_in_every_file_never_raises(tmp_path: Path, garbage: bytes) -> N
     assert found is not None
     found.read()
     assert len(found.facts.description.model) <= 80
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("sys/class/power_supply/battery/current_now", "-1350"),  # mA
+        ("sys/class/power_supply/battery/current_now", "nan"),
+        ("sys/class/power_supply/battery/voltage_now", "1e300"),
+        ("sys/class/power_supply/battery/status", "Charging"),
+    ],
+)
+def test_power_that_cannot_be_is_not_told(tmp_path: Path, path: str, text: str) -> None:
+    root = shutil.copytree(FIXTURES / "snapdragon-8gen2", tmp_path / "root")
+    (root / path).write_text(text + "\n")
+    assert SnapdragonBoard(root).read().power_w is None
+
+
+@pytest.mark.parametrize("text", ["\u00b2 \u00b3", "9" * 5000 + " 1", "-1 5", "1 2 3", "nan nan"])
+def test_a_load_that_is_no_pair_of_counts_is_not_told(tmp_path: Path, text: str) -> None:
+    root = shutil.copytree(FIXTURES / "snapdragon-8gen2", tmp_path / "root")
+    (root / "sys/class/kgsl/kgsl-3d0/gpubusy").write_text(text)
+    (root / "sys/class/kgsl/kgsl-3d0/gpu_busy_percentage").write_text(text)
+    assert SnapdragonBoard(root).read().accelerator_load is None
+
+
+def test_a_gpu_at_rest_counts_no_ticks(tmp_path: Path) -> None:
+    root = shutil.copytree(FIXTURES / "snapdragon-8gen2", tmp_path / "root")
+    (root / "sys/class/kgsl/kgsl-3d0/gpubusy").write_text("      0       0\n")
+    assert SnapdragonBoard(root).read().accelerator_load == 0
+
+
+def test_heat_that_slows_the_processor_counts_as_throttled(tmp_path: Path) -> None:
+    root = shutil.copytree(FIXTURES / "snapdragon-8gen2", tmp_path / "root")
+    device = root / "sys/class/thermal/cooling_device0"
+    device.mkdir()
+    (device / "type").write_text("cpufreq-cpu7\n")
+    (device / "cur_state").write_text("0\n")
+    board = SnapdragonBoard(root)
+    assert not board.is_throttled()
+    (device / "cur_state").write_text("3\n")
+    assert board.is_throttled()
+    assert board.read().throttled
+
+
+def test_the_table_has_each_chip_once() -> None:
+    numbers = [number for soc in socs.SOCS for number in soc.ids]
+    assert len(numbers) == len(set(numbers))
+    assert len(socs.BY_PART) == len(socs.SOCS)
+    htp = [soc for soc in socs.SOCS if soc.has_htp and soc.ids]
+    assert all(soc.qnn for soc in htp)
+    # QNN's number stands for what code is compiled for: the same number, the same Hexagon.
+    assert len({(soc.qnn, soc.hexagon) for soc in htp}) == len({soc.qnn for soc in htp})

@@ -45,7 +45,7 @@ class VirtualBoard:
         return self._facts
 
     def read(self) -> BoardReading:
-        return replace(self._host.read(), temperature_c=None, throttled=False, power_w=None)
+        return replace(self._host.read(), temperature_c=None, power_w=None)
 
     def is_throttled(self) -> bool:
         return False

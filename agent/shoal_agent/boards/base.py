@@ -41,7 +41,6 @@ class BoardReading:
     cpu_load: float
     memory_used_bytes: int
     temperature_c: float | None = None
-    throttled: bool = False
     power_w: float | None = None
     accelerator_load: float | None = None
     accelerator_memory_used_bytes: int | None = None
@@ -58,4 +57,5 @@ class Board(Protocol):
         as `npu-smi` is read beside it and handed out as it was last."""
 
     def is_throttled(self) -> bool:
-        """Whether heat or power slows the board down now; cheap, asked twice a second."""
+        """Whether heat or power slows the board down, now or since the call before; cheap,
+        asked twice a second, and by one caller only, for what it counts is counted once."""

@@ -55,7 +55,6 @@ class GenericBoard:
             cpu_load=self._cpu_load(),
             memory_used_bytes=memory.total - memory.available,
             temperature_c=self._thermal.temperature(),
-            throttled=self.is_throttled(),
         )
 
     def is_throttled(self) -> bool:

@@ -225,7 +225,6 @@ class JetsonBoard:
         return dataclasses.replace(
             generic,
             temperature_c=temperature,
-            throttled=self._is_held_back() or generic.throttled,
             power_w=power,
             accelerator_load=load,
         )

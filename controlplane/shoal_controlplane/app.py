@@ -14,7 +14,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from shoal_controlplane.api import problem
 from shoal_controlplane.api.idempotency import Idempotency
 from shoal_controlplane.api.limits import BodyLimit
-from shoal_controlplane.compiled.artifacts import SharedArtifacts
 from shoal_controlplane.compiled.routes import compiled_routes
 from shoal_controlplane.compiled.service import CompiledService
 from shoal_controlplane.config import ServerConfig
@@ -39,6 +38,7 @@ from shoal_controlplane.gateway.service import Gateway
 from shoal_controlplane.gateway.table import ServingTable
 from shoal_controlplane.metrics import FleetCollector, registry
 from shoal_controlplane.models.artifact_routes import artifact_routes
+from shoal_controlplane.models.artifacts import ArtifactStore
 from shoal_controlplane.models.routes import routes as model_routes
 from shoal_controlplane.models.service import ModelService
 from shoal_controlplane.mqtt.ingress import Ingress
@@ -97,7 +97,7 @@ def build(
     publisher = GoalPublisher(link, topics)
 
     store = DeploymentStore(database)
-    artifacts = SharedArtifacts(config.folder / "artifacts", config.max_model_bytes)
+    artifacts = ArtifactStore(config.folder / "artifacts", config.max_model_bytes)
 
     async def in_use(name: str, version: str) -> str | None:
         return next(iter(store.using(name, version)), None)

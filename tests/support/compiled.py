@@ -12,10 +12,10 @@ from fastapi import FastAPI
 from support.fleet import DIGEST, FakeClock, model_version, open_database
 
 from shoal_controlplane.api import problem
-from shoal_controlplane.compiled.artifacts import SharedArtifacts
 from shoal_controlplane.compiled.routes import compiled_routes
 from shoal_controlplane.compiled.service import CompiledService
 from shoal_controlplane.models.artifact_routes import artifact_routes
+from shoal_controlplane.models.artifacts import ArtifactStore
 from shoal_controlplane.models.version import ModelVersion
 from shoal_shared.compiled import CompileKey
 
@@ -42,6 +42,9 @@ class FakeModels:
     async def all(self) -> tuple[ModelVersion, ...]:
         return self.versions
 
+    async def refers_to(self, digest: str) -> bool:
+        return any(digest in version.artifacts for version in self.versions)
+
     def set(self, *versions: ModelVersion) -> None:
         self.versions = versions
         for listener in self.listeners:
@@ -54,8 +57,9 @@ class CompiledRoom:
     def __init__(self, folder: Path) -> None:
         self.clock = FakeClock()
         self.database = open_database(folder)
-        self.store = SharedArtifacts(folder / "artifacts", 100_000_000)
+        self.store = ArtifactStore(folder / "artifacts", 100_000_000)
         self.models = FakeModels(model_version())
+        self.store.add_room(self.models.refers_to)
         self.service = CompiledService(self.database, self.store, self.models, self.clock.wall)
         self.app = FastAPI()
         problem.install(self.app)

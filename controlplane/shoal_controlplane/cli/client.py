@@ -102,6 +102,14 @@ class Client:
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(length)}
         self._call("PUT", path, content=chunks, headers=headers, timeout=_timeout(SILENCE_S))
 
+    def receive(self, path: str, chunk: int) -> Iterator[bytes]:
+        """The bytes at `path`, in pieces of `chunk`."""
+        with self._failures("GET", path), self._http.stream("GET", path) as reply:
+            if not reply.is_success:
+                reply.read()
+                self._check(reply)
+            yield from reply.iter_bytes(chunk)
+
     def post_bytes(
         self, path: str, body: bytes, headers: dict[str, str], answer_s: float
     ) -> tuple[bytes, dict[str, str]]:

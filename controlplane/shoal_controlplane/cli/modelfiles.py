@@ -14,21 +14,6 @@ from shoal_controlplane.cli.progress import note, transfer
 CHUNK = 1 << 20
 
 
-class ArtifactClient(Client):
-    """A connection that can also receive files."""
-
-    def __enter__(self) -> ArtifactClient:
-        return self
-
-    def receive(self, path: str) -> Iterator[bytes]:
-        """The bytes at `path`, piece by piece."""
-        with self._failures("GET", path), self._http.stream("GET", path) as reply:
-            if not reply.is_success:
-                reply.read()
-                self._check(reply)
-            yield from reply.iter_bytes(CHUNK)
-
-
 def upload_file(client: Client, file: Path) -> str:
     """Upload a file unless it is there already; its digest, `sha256:<hex>`."""
     sha, length = hashlib.sha256(), 0
@@ -53,12 +38,12 @@ def upload_bytes(client: Client, data: bytes) -> str:
     return f"sha256:{digest}"
 
 
-def download(client: ArtifactClient, digest: str, length: int, file: Path, what: str) -> None:
+def download(client: Client, digest: str, length: int, file: Path, what: str) -> None:
     """Write the artifact with that digest to `file`. Raises `CliError` if it is another."""
     sha, got = hashlib.sha256(), 0
     try:
         with file.open("wb") as out, transfer(f"downloading {what}", length) as advance:
-            for chunk in client.receive(_path(digest.removeprefix("sha256:"))):
+            for chunk in client.receive(_path(digest.removeprefix("sha256:")), CHUNK):
                 got += len(chunk)
                 if got > length:
                     break

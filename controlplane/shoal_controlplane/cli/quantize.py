@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shoal_controlplane.cli import units
+from shoal_controlplane.cli.client import Client
 from shoal_controlplane.cli.errors import CliError
-from shoal_controlplane.cli.modelfiles import ArtifactClient, download
+from shoal_controlplane.cli.modelfiles import download
 from shoal_controlplane.cli.modelpath import VariantFile
 from shoal_controlplane.cli.modelvariant import send_variant
 from shoal_controlplane.cli.options import (
@@ -113,7 +114,7 @@ def quantize_version(
     signed = per_channel or activation is Activation.INT8
     weight = weight or (Weight.INT8 if signed else Weight.UINT8)
     require_runtime("onnx")
-    with ArtifactClient(server) as client, tempfile.TemporaryDirectory(prefix="shoal-") as folder:
+    with Client(server) as client, tempfile.TemporaryDirectory(prefix="shoal-") as folder:
         version = _version(client, *wanted)
         if version.format != "onnx":
             raise CliError(
@@ -145,7 +146,7 @@ def quantize_version(
         note(_warning(golden, activation, per_channel))
 
 
-def _version(client: ArtifactClient, name: str, version: str | None) -> ModelVersion:
+def _version(client: Client, name: str, version: str | None) -> ModelVersion:
     if version is None:
         summary = client.get(f"{MODELS}/{name}")
         version = checked_name(str(summary.get("latest") if isinstance(summary, dict) else ""))
@@ -178,9 +179,7 @@ def _quantise(
     return comparison
 
 
-def _golden(
-    client: ArtifactClient, version: ModelVersion, quantised: Path, file: Path
-) -> Golden | None:
+def _golden(client: Client, version: ModelVersion, quantised: Path, file: Path) -> Golden | None:
     """The check that devices make before they serve a variant; None without golden cases."""
     from shoal_controlplane.cli.reference import ReferenceModel
     from shoal_shared.golden import GoldenError, agrees, decode

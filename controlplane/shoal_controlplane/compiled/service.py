@@ -13,10 +13,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
-from shoal_controlplane.compiled.artifacts import SharedArtifacts
 from shoal_controlplane.compiled.tables import CompiledRow
 from shoal_controlplane.database import Database
 from shoal_controlplane.errors import ConflictError, InvalidError, NotFoundError
+from shoal_controlplane.models.artifacts import ArtifactStore
 from shoal_controlplane.models.version import ModelVersion
 from shoal_shared.compiled import CompileKey
 
@@ -57,7 +57,7 @@ class CompiledService:
     def __init__(
         self,
         database: Database,
-        store: SharedArtifacts,
+        store: ArtifactStore,
         models: Models,
         clock: Callable[[], float],
     ) -> None:
@@ -69,7 +69,6 @@ class CompiledService:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         store.add_room(self._refers_to)
-        store.add_room(self._is_model)
         models.subscribe(self._changed.set)
 
     async def start(self) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from shoal_controlplane.errors import (
@@ -31,8 +31,12 @@ class StorageFullError(UnavailableError):
     """The disk is full; nothing of the artifact was kept."""
 
 
+RefersTo = Callable[[str], Awaitable[bool]]
+"""Whether a room refers to the artifact with a digest."""
+
+
 class ArtifactStore:
-    """Artifacts in one folder, by `sha256:<hex>` of their bytes.
+    """Artifacts in one folder, by `sha256:<hex>` of their bytes, for all rooms that refer to some.
 
     A file appears under its name only when it is complete, verified and on disk, so whatever
     `path` returns is whole. Uploads that a crash cut short are removed at the start.
@@ -44,6 +48,11 @@ class ArtifactStore:
         self._folder.mkdir(parents=True, exist_ok=True)
         for leftover in self._folder.glob(f"*{_PART}"):
             leftover.unlink(missing_ok=True)
+        self._rooms: list[RefersTo] = []
+
+    def add_room(self, refers_to: RefersTo) -> None:
+        """Ask this room before anything is removed."""
+        self._rooms.append(refers_to)
 
     def path(self, digest: str) -> Path:
         """File of an artifact that is there. Raises `InvalidError` or `NotFoundError`."""
@@ -78,8 +87,12 @@ class ArtifactStore:
         return True
 
     async def remove(self, digest: str) -> None:
-        """Remove an artifact, if it is there; who still reads it reads on to its end."""
+        """Remove an artifact, if it is there and no room refers to it; who still reads it reads
+        on to its end."""
         path = self._path(digest)
+        for refers_to in self._rooms:
+            if await refers_to(digest):
+                return
         await asyncio.to_thread(path.unlink, missing_ok=True)
 
     def _path(self, digest: str) -> Path:

@@ -52,6 +52,7 @@ class ModelService:
         self._index: Index | None = None
         self._changing = asyncio.Lock()
         self._listeners: list[Callable[[], None]] = []
+        store.add_room(self._refers_to)
 
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Call `listener` on the event loop after every change of the models."""
@@ -156,7 +157,7 @@ class ModelService:
                 )
             kept = tuple(known for known in current.variants if known is not doomed)
             changed = await self._change_variants(current, kept)
-            await self._drop_artifact(doomed.digest)
+            await self._store.remove(doomed.digest)
         self._notify()
         return changed
 
@@ -184,7 +185,7 @@ class ModelService:
             if not index[name]:
                 del index[name]
             for digest in doomed.artifacts:
-                await self._drop_artifact(digest)
+                await self._store.remove(digest)
         self._notify()
 
     async def _checked(self, artifacts: Collection[str], checking: Awaitable[T]) -> T:
@@ -194,7 +195,7 @@ class ModelService:
         except InvalidError:
             async with self._changing:
                 for digest in artifacts:
-                    await self._drop_artifact(digest)
+                    await self._store.remove(digest)
             raise
 
     async def _change_variants(
@@ -221,10 +222,8 @@ class ModelService:
             return None
         return (await self._loaded()).get(push.name, {}).get(push.version)
 
-    async def _drop_artifact(self, digest: str) -> None:
-        """Remove an artifact unless a version or variant refers to it."""
-        if all(digest not in version.artifacts for version in await self.all()):
-            await self._store.remove(digest)
+    async def _refers_to(self, digest: str) -> bool:
+        return any(digest in version.artifacts for version in await self.all())
 
     async def _loaded(self) -> Index:
         if self._index is None:

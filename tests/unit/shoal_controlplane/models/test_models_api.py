@@ -87,11 +87,14 @@ class Setting:
         self.app.include_router(artifact_routes(self.store))
 
     def new_service(self) -> ModelService:
+        """As after a start: with a store of its own over the same files."""
+
         async def in_use(name: str, version: str) -> str | None:
             return self.used.get((name, version))
 
         clock, inspector = (lambda: 1_700_000_000.0), inspect_here
-        return ModelService(self.database, self.store, in_use, clock, inspector)
+        store = ArtifactStore(self.folder / "artifacts")
+        return ModelService(self.database, store, in_use, clock, inspector)
 
     def artifacts(self) -> set[str]:
         return {f"sha256:{path.name}" for path in (self.folder / "artifacts/sha256").iterdir()}

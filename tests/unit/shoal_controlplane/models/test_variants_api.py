@@ -102,10 +102,13 @@ class Room:
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
     def new_service(self) -> ModelService:
+        """As after a start: with a store of its own over the same files."""
+
         async def in_use(_name: str, _version: str) -> str | None:
             return None
 
-        return ModelService(self.database, self.store, in_use, lambda: 1e9, inspect_here)
+        store = ArtifactStore(self.folder / "artifacts")
+        return ModelService(self.database, store, in_use, lambda: 1e9, inspect_here)
 
     @property
     def artifacts(self) -> set[str]:

@@ -14,7 +14,8 @@ from typing import Any, Protocol, cast
 
 from shoal_agent.connectivity.backoff import pause_top
 from shoal_agent.service.logs import fields
-from shoal_agent.serving.service import Loaded, ServingError
+from shoal_agent.serving.resident import Loaded
+from shoal_agent.serving.service import ServingError
 from shoal_agent.updates.fetch import Artifacts, FetchError
 from shoal_agent.updates.goals import Key, Slot, check_desired, digests_of, key_of, same_settings
 from shoal_agent.updates.journal import Entry, Journal

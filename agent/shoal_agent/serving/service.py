@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import statistics
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +24,8 @@ from shoal_agent.serving.prepare import (
     RunBlocking,
     Trial,
 )
-from shoal_agent.serving.queue import Limits
 from shoal_agent.serving.records import NoRecords, Records
 from shoal_agent.serving.request import (
-    Contract,
     Pending,
     Reply,
     accept,
@@ -37,13 +33,12 @@ from shoal_agent.serving.request import (
     deadline_of,
     refuse,
 )
-from shoal_agent.serving.scheduler import ModelQueue, Scheduler, arrivals
+from shoal_agent.serving.resident import Loaded, Resident
+from shoal_agent.serving.scheduler import Scheduler, arrivals
 from shoal_shared import oip
 from shoal_shared.clock import Clock
-from shoal_shared.messages import REFERENCE, ModelGoal, VariantGoal
+from shoal_shared.messages import ModelGoal, VariantGoal
 from shoal_shared.oip import InferRequest, OipError
-from shoal_shared.placement import Placement
-from shoal_shared.profiles import Profile, fit
 from shoal_shared.status import InferCode, ReplicaState
 from shoal_shared.tensors import Array, TensorError
 
@@ -51,7 +46,6 @@ logger = logging.getLogger(__name__)
 
 MAX_DEPTH = 256
 DRAIN_S = 10.0
-FIRST_REQUESTS = 5
 REMEASURE_S = 0.25
 """Time for measuring one model anew, taken from the requests that wait."""
 
@@ -65,55 +59,6 @@ _CODES = {
 
 class ServingError(Exception):
     """A model cannot be served; the text is one plain sentence."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model in service, with what its device reports of it: see `ReplicaReport`.
-
-    `measured` is false until its first requests have told how long it takes.
-    """
-
-    providers: tuple[str, ...]
-    memory_bytes: int
-    profile: Profile
-    variant: str = REFERENCE
-    runtime: str = ""
-    placement: Placement | None = None
-    golden_error: float | None = None
-    compiled: str = ""
-    load_s: float = 0.0
-    notes: tuple[str, ...] = ()
-    measured: bool = True
-
-
-class _Resident(ModelQueue):
-    """A model in service: its queue and counters."""
-
-    def __init__(self, goal: ModelGoal, prepared: Prepared, loaded: Loaded) -> None:
-        model = prepared.model
-        super().__init__(model, Limits.of(loaded.profile, goal.max_batch))
-        self.goal = goal
-        self.shapes = prepared.shapes
-        self.loaded = loaded
-        self.contract = Contract.of(model.signature, goal.max_batch)
-        self.answered = 0
-        self.failed = 0
-        self._first_ms: list[float] = []
-
-    def learn(self, outcome: Outcome) -> None:
-        """Profile from the first requests where profiling found no input of its own."""
-        self._first_ms.append(outcome.seconds * 1000)
-        if len(self._first_ms) >= FIRST_REQUESTS:
-            profile = fit([(1, statistics.median(self._first_ms))])
-            notes = self.loaded.notes[:-1]
-            self.loaded = replace(self.loaded, profile=profile, notes=notes, measured=True)
-            self.limits = Limits.of(profile, 1)
-
-    def measured_anew(self, profile: Profile) -> None:
-        """The board became slower or faster."""
-        self.loaded = replace(self.loaded, profile=profile)
-        self.limits = Limits.of(profile, self.goal.max_batch)
 
 
 class InferenceService:
@@ -161,7 +106,7 @@ class InferenceService:
         self._profile_budget_s = profile_budget_s
         self._scheduler = Scheduler(self._accelerator, clock, self._done, self._expired)
         self._number = arrivals()
-        self._models: dict[str, _Resident] = {}
+        self._models: dict[str, Resident] = {}
         # One at a time: a device has little memory to spare, and its growth is measured.
         self._loading = asyncio.Lock()
 
@@ -291,7 +236,7 @@ class InferenceService:
         goal: ModelGoal,
         files: Mapping[str, Path],
         on_state: Callable[[ReplicaState], None],
-    ) -> _Resident:
+    ) -> Resident:
         on_state(ReplicaState.LOADING)
         before = self._resident_bytes()
         prepared = await self._preparer.prepare(goal, files, self._run_once)
@@ -318,7 +263,7 @@ class InferenceService:
             notes=(*prepared.notes, *filter(None, [measured.note])),
             measured=not measured.note,
         )
-        return _Resident(goal, prepared, loaded)
+        return Resident(goal, prepared, loaded)
 
     async def _run_once(
         self, model: LoadedModel, inputs: Mapping[str, Array]
@@ -362,7 +307,7 @@ class InferenceService:
             budget_s,
         )
 
-    async def _retire(self, resident: _Resident) -> None:
+    async def _retire(self, resident: Resident) -> None:
         try:
             await asyncio.wait_for(resident.empty.wait(), self._drain_s)
         except asyncio.TimeoutError:
@@ -371,7 +316,7 @@ class InferenceService:
                 self._fail(resident, pending.request, pending.reply, InferCode.NOT_FOUND, text)
         await self._run_blocking(resident.model.close)
 
-    def _done(self, resident: _Resident, pending: Pending, outcome: Outcome) -> None:
+    def _done(self, resident: Resident, pending: Pending, outcome: Outcome) -> None:
         error = outcome.error
         if not error:
             if not resident.loaded.measured:
@@ -391,12 +336,12 @@ class InferenceService:
         else:
             resident.answered += 1
 
-    def _expired(self, resident: _Resident, pending: Pending) -> None:
+    def _expired(self, resident: Resident, pending: Pending) -> None:
         text = "the deadline passed before compute began"
         self._fail(resident, pending.request, pending.reply, InferCode.EXPIRED, text)
 
     def _fail(
-        self, resident: _Resident, request: InferRequest, reply: Reply, code: InferCode, text: str
+        self, resident: Resident, request: InferRequest, reply: Reply, code: InferCode, text: str
     ) -> None:
         resident.failed += 1
         refuse(request, reply, code, text, self._scheduler.depth)

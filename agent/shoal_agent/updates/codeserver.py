@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 
-from shoal_agent.updates.store import CHUNK_BYTES
+from shoal_agent.updates.connection import Breakable
 from shoal_shared.compiled import CompileKey
 
 T = TypeVar("T")
 
-CONNECT_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 20.0
 LOOKUP_S = 10.0
 """Longest that a load waits to learn whether somebody compiled its model before."""
 
@@ -115,59 +111,31 @@ class CodeServer:
         _check(*await in_thread(lambda: exchange.run("PUT", target, body), exchange.cancel))
 
 
-class _Exchange:
-    """One request; `run` blocks, `cancel` may be called from another thread."""
-
-    def __init__(self, server: str) -> None:
-        self._server = server
-        self._cancelled = False
-        self._sock: socket.socket | None = None
-
-    def cancel(self) -> None:
-        self._cancelled = True
-        if self._sock is not None:
-            try:
-                self._sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # Closed already: `run` is about to see it.
+class _Exchange(Breakable):
+    """One request and its answer."""
 
     def run(
         self, method: str, target: str, body: bytes | BinaryIO = b"", size: int | None = None
     ) -> tuple[int, bytes]:
         """Status and body of the answer. Raises `ShareError`."""
-        parts = urlsplit(self._server)
-        # Never through a proxy: http.client knows none.
-        secure = parts.scheme == "https"
-        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = kind(
-            parts.hostname or "", parts.port, timeout=CONNECT_TIMEOUT_S, blocksize=CHUNK_BYTES
-        )
+        headers = {"Accept-Encoding": "identity"}
+        if isinstance(body, bytes):
+            headers["Content-Type"] = "application/json"
+        else:
+            headers |= {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
         try:
-            connection.connect()
-            self._sock = connection.sock
-            self._sock.settimeout(READ_TIMEOUT_S)
-            if self._cancelled:
-                raise ShareError("it was cancelled")
-            headers = {"Accept-Encoding": "identity"}
-            if isinstance(body, bytes):
-                headers["Content-Type"] = "application/json"
-            else:
-                headers |= {
-                    "Content-Type": "application/octet-stream",
-                    "Content-Length": str(size),
-                }
-            try:
-                path = f"{parts.path.rstrip('/')}/artifacts/{target}"
-                connection.request(method, path, body or None, headers)
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # It may have answered before it read all: that answer says more.
-            response = connection.getresponse()
-            return response.status, response.read(_MAX_ANSWER)
+            with self.connected() as connection:
+                if self.cancelled:
+                    raise ShareError("it was cancelled")
+                try:
+                    connection.request(method, self.path(target), body or None, headers)
+                except (BrokenPipeError, ConnectionResetError):
+                    pass  # It may have answered before it read all: that answer says more.
+                response = connection.getresponse()
+                return response.status, response.read(_MAX_ANSWER)
         except (OSError, http.client.HTTPException) as error:
             reason = str(error) or type(error).__name__
-            raise ShareError(f"{self._server} failed: {reason}", transient=True) from None
-        finally:
-            connection.close()
+            raise ShareError(f"{self.server} failed: {reason}", transient=True) from None
 
 
 def _check(status: int, body: bytes) -> None:

@@ -9,14 +9,13 @@ import http.client
 import logging
 import os
 import random
-import socket
 from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO, Protocol
-from urllib.parse import urlsplit
 
 from shoal_agent.connectivity.backoff import Backoff
 from shoal_agent.service.logs import fields
+from shoal_agent.updates.connection import Breakable
 from shoal_agent.updates.store import CHUNK_BYTES, ArtifactStore
 
 log = logging.getLogger("fetch")
@@ -24,8 +23,6 @@ log = logging.getLogger("fetch")
 MARGIN_BYTES = 64 * 1024 * 1024
 """What stays free on the disk, for the agent's own files and everyone else's."""
 
-_CONNECT_TIMEOUT_S = 5.0
-_READ_TIMEOUT_S = 20.0
 _ATTEMPTS = 6
 # A power cut costs at most what was written since the last sync.
 _SYNC_BYTES = 4 * 1024 * 1024
@@ -120,7 +117,7 @@ class HttpArtifacts:
             raise
 
 
-class Download:
+class Download(Breakable):
     """One attempt at one artifact; `run` blocks, `cancel` may be called from another thread."""
 
     def __init__(
@@ -132,23 +129,13 @@ class Download:
         keep: Collection[str] = (),
         margin_bytes: int = MARGIN_BYTES,
     ) -> None:
-        self._server = server
+        super().__init__(server)
         self._store = store
         self._digest = digest
         self._size = size
         self._keep = {digest, *keep}
         self._margin_bytes = margin_bytes
         self._part = store.part_path(digest)
-        self._cancelled = False
-        self._sock: socket.socket | None = None
-
-    def cancel(self) -> None:
-        self._cancelled = True
-        if self._sock is not None:
-            try:
-                self._sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # Closed already: `run` is about to see it.
 
     def run(self) -> Path:
         """Download, verify and store. Raises `FetchError`, after which a part may remain."""
@@ -184,28 +171,17 @@ class Download:
         return self._store.commit(self._digest)
 
     def _receive(self, file: BinaryIO, have: int) -> None:
-        parts = urlsplit(self._server)
-        # Never through a proxy: http.client knows none.
-        secure = parts.scheme == "https"
-        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = kind(parts.hostname or "", parts.port, timeout=_CONNECT_TIMEOUT_S)
-        try:
-            connection.connect()
-            # Kept here because the connection forgets it when the answer begins.
-            self._sock = connection.sock
-            self._sock.settimeout(_READ_TIMEOUT_S)
-            if self._cancelled:
+        headers = {"Accept-Encoding": "identity"}
+        if have:
+            headers["Range"] = f"bytes={have}-"
+        with self.connected() as connection:
+            if self.cancelled:
                 raise FetchError("the download was cancelled")
-            headers = {"Accept-Encoding": "identity"}
-            if have:
-                headers["Range"] = f"bytes={have}-"
-            path = f"{parts.path.rstrip('/')}/artifacts/{self._digest.replace(':', '/')}"
+            path = self.path(self._digest.replace(":", "/"))
             connection.request("GET", path, headers=headers)
             response = connection.getresponse()
             have = self._start(file, response, have)
             self._copy(file, response, have)
-        finally:
-            connection.close()
 
     def _start(self, file: BinaryIO, response: http.client.HTTPResponse, have: int) -> int:
         """Check the answer and return the offset at which its body begins."""
@@ -235,7 +211,7 @@ class Download:
 
     def _copy(self, file: BinaryIO, response: http.client.HTTPResponse, have: int) -> None:
         synced = have
-        while not self._cancelled:
+        while not self.cancelled:
             chunk = response.read(min(CHUNK_BYTES, self._size - have + 1))
             if not chunk:
                 break
@@ -255,7 +231,7 @@ class Download:
         file.seek(0)
         digest = hashlib.sha256()
         while chunk := file.read(CHUNK_BYTES):
-            if self._cancelled:
+            if self.cancelled:
                 raise FetchError("the download was cancelled")
             digest.update(chunk)
         return f"sha256:{digest.hexdigest()}"
@@ -277,7 +253,7 @@ class Download:
 
     def _transient(self, reason: str) -> FetchError:
         return FetchError(
-            f"the download from {self._server} failed: {reason}; check that the server is "
+            f"the download from {self.server} failed: {reason}; check that the server is "
             "reachable from this device",
             transient=True,
         )

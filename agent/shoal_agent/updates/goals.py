@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal_agent.serving.service import Loaded
+from shoal_agent.serving.resident import Loaded
 from shoal_agent.updates.store import is_digest
 from shoal_shared.messages import Desired, ModelGoal
 from shoal_shared.names import checked_name

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_agent.reconciler import Plan, Reconciler, plan
-from shoal_agent.serving.service import Loaded, ServingError
+from shoal_agent.serving.resident import Loaded
+from shoal_agent.serving.service import ServingError
 from shoal_agent.updates.fetch import FetchError
 from shoal_agent.updates.goals import Key, Slot, key_of, same_settings
 from shoal_agent.updates.journal import Entry

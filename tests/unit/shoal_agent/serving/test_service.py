@@ -20,12 +20,8 @@ from support import onnx_models
 
 from shoal_agent.runtimes.registry import RuntimeRegistry
 from shoal_agent.serving.queue import Limits
-from shoal_agent.serving.service import (
-    FIRST_REQUESTS,
-    InferenceService,
-    Loaded,
-    ServingError,
-)
+from shoal_agent.serving.resident import FIRST_REQUESTS, Loaded
+from shoal_agent.serving.service import InferenceService, ServingError
 from shoal_shared import oip
 from shoal_shared.messages import ModelGoal
 from shoal_shared.oip import InferReply, InferRequest, RequestedOutput, Tensor

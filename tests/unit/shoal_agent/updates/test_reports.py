@@ -4,7 +4,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal_agent.serving.service import Loaded
+from shoal_agent.serving.resident import Loaded
 from shoal_agent.updates.goals import Slot, key_of
 from shoal_agent.updates.reports import encoded_size_fits, fit, reports
 from shoal_shared import profiles

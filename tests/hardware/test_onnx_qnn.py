@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 if os.environ.get("SHOAL_HARDWARE_ENV") != "qnn":
-    pytest.skip("for the environment qnn", allow_module_level=True)
+    pytest.skip("for the environment qnn: make test-hardware", allow_module_level=True)
 
 import onnx
 import onnxruntime

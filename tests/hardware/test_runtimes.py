@@ -24,7 +24,8 @@ CASE = TEST.golden.cases[0]
 
 
 def only_in(*names: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(ENV not in names, reason=f"for the environments {', '.join(names)}")
+    reason = f"for the environments {', '.join(names)}: make test-hardware"
+    return pytest.mark.skipif(ENV not in names, reason=reason)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from shoal_agent.runtimes.trial import TrialTask, try_in_child
 from shoal_shared.placement import of_nodes
 
 if os.environ.get("SHOAL_HARDWARE_ENV") != "tflite":
-    pytest.skip("for the environment tflite", allow_module_level=True)
+    pytest.skip("for the environment tflite: make test-hardware", allow_module_level=True)
 
 X = np.array([[1, -2, 3, -4], [0, 0.5, 0, -1]], "<f4")
 

@@ -17,7 +17,9 @@ from shoal_shared.placement import Proof
 
 ENV = os.environ.get("SHOAL_HARDWARE_ENV", "")
 if ENV not in ("qnn", "cann", "gpu"):
-    pytest.skip("for the environments qnn, cann and gpu", allow_module_level=True)
+    pytest.skip(
+        "for the environments qnn, cann and gpu: make test-hardware", allow_module_level=True
+    )
 
 JETPACK = "(on a Jetson: sudo apt install nvidia-jetpack)"
 QNN = "QNNExecutionProvider"
@@ -27,7 +29,7 @@ def provider_set(name: str) -> ProviderSet:
     for known in RuntimeRegistry.discover().provider_sets("onnx", {}):
         if known.name == name:
             return known
-    pytest.skip(f"{name} is not in the environment {ENV}")
+    pytest.skip(f"{name} is not in the environment {ENV}: make test-hardware has all")
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ async def test_a_backend_that_is_not_there_is_told(task: TrialTask) -> None:
     providers = ((QNN, {"backend_path": "libQnnNone.so"}), ("CPUExecutionProvider", {}))
     chosen = ProviderSet(name="qnn-none", providers=providers, accelerated=True)
     if ENV != "qnn":
-        pytest.skip("for the environment qnn")
+        pytest.skip("for the environment qnn: make test-hardware")
     outcome = await try_in_child(on(task, chosen))
     assert outcome.placement.accelerated == 0.0
     assert outcome.complaint == (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Mapping
@@ -30,6 +31,17 @@ def thread_count(options: Mapping[str, Any]) -> int:
     if not 0 <= threads <= MAX_THREADS:
         raise RuntimeLoadError(f"option 'intra_op_threads' must lie between 0 and {MAX_THREADS}")
     return threads or len(os.sched_getaffinity(0))
+
+
+def imported(module: str, library: str) -> Any:
+    """A runtime's module. Raises `RuntimeLoadError`: a native library fails in many ways, as by
+    a missing .so or a wrong numpy."""
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        raise RuntimeLoadError(
+            f"{library} is installed but cannot be imported: {sentence(error)}"
+        ) from error
 
 
 def sentence(error: Exception) -> str:

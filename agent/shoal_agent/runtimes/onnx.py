@@ -23,7 +23,7 @@ from shoal_agent.runtimes.base import (
     RuntimeLoadError,
     RuntimeRunError,
 )
-from shoal_agent.runtimes.common import sentence
+from shoal_agent.runtimes.common import imported, sentence
 from shoal_agent.runtimes.fixed import FixedBatch
 from shoal_agent.runtimes.onnxfolder import InFolder
 from shoal_agent.runtimes.onnxsession import SessionOpener
@@ -146,13 +146,7 @@ class OnnxRuntime:
     ) -> LoadedModel:
         """Load an ONNX file; blocking. Raises `RuntimeLoadError`."""
         chosen = provider_set or self.provider_sets(options)[-1]
-        try:
-            ort = importlib.import_module("onnxruntime")
-        except Exception as error:
-            # A native library fails in many ways: a missing .so, a wrong numpy.
-            raise RuntimeLoadError(
-                f"ONNX Runtime is installed but cannot be imported: {sentence(error)}"
-            ) from error
+        ort = imported("onnxruntime", "ONNX Runtime")
         opener = SessionOpener(ort, options, chosen)
         if not (chosen.static or chosen.compiles):
             return _opened(ort, opener, path, None)

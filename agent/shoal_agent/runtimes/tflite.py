@@ -19,7 +19,7 @@ from shoal_agent.runtimes.base import (
     RuntimeLoadError,
     RuntimeRunError,
 )
-from shoal_agent.runtimes.common import sentence, thread_count
+from shoal_agent.runtimes.common import imported, sentence, thread_count
 from shoal_agent.runtimes.delegates import (
     BY_PROVIDER,
     CPU,
@@ -95,12 +95,7 @@ class TfliteRuntime:
         del compiled  # Delegates keep no code that could be shared.
         chosen = provider_set or self.provider_sets(options)[-1]
         threads = thread_count(options)
-        try:
-            library = importlib.import_module(f"{self._module}.interpreter")
-        except Exception as error:
-            raise RuntimeLoadError(
-                f"{self._info.name} is installed but cannot be imported: {sentence(error)}"
-            ) from error
+        library = imported(f"{self._module}.interpreter", self._info.name)
         names = [name for name, _ in chosen.providers if name not in CPU_PROVIDERS]
         delegates = [
             _delegate(library, name, settings)

@@ -96,8 +96,9 @@ def test_what_a_delegate_took_is_counted_whatever_the_graph(
 
 
 def test_the_models_of_the_tests_are_what_their_builder_makes(tmp_path: Path) -> None:
-    interpreters = pytest.importorskip("ai_edge_litert.interpreter")
-    pytest.importorskip("flatbuffers")
+    reason = "is not installed: make setup"
+    interpreters = pytest.importorskip("ai_edge_litert.interpreter", reason=f"LiteRT {reason}")
+    pytest.importorskip("flatbuffers", reason=f"flatbuffers {reason}")
     from support import tflite_models
 
     built = tflite_models.chain(tmp_path / "m", tflite_models.ADDS, [-1, 4])

@@ -25,6 +25,7 @@ from shoal_agent.service.notify import Notifier
 from shoal_agent.service.status import AgentStatus, write_status
 from shoal_agent.service.version import agent_version
 from shoal_agent.serving.service import InferenceService
+from shoal_agent.serving.stage import Stages
 from shoal_agent.updates.compiled import SharedCompiledCode
 from shoal_agent.updates.fetch import Artifacts, HttpArtifacts
 from shoal_agent.updates.journal import FileJournal, Journal
@@ -32,7 +33,8 @@ from shoal_agent.updates.records import FileRecords
 from shoal_agent.updates.reports import fit
 from shoal_agent.updates.store import ArtifactStore
 from shoal_shared.clock import Clock
-from shoal_shared.messages import Capabilities, Reported, Telemetry
+from shoal_shared.messages import Capabilities, Reported, RoleGoal, Telemetry
+from shoal_shared.topics import Topics
 
 log = logging.getLogger("agent")
 
@@ -117,7 +119,13 @@ class Agent:
         self._notifier = notifier
         self._clock = clock
         self._reconciler = Reconciler(
-            serving, artifacts, journal, clock=clock, rng=rng, on_change=self._changed
+            serving,
+            artifacts,
+            journal,
+            clock=clock,
+            rng=rng,
+            on_change=self._changed,
+            on_roles=self._take_roles,
         )
         self._session = DeviceSession(
             transport,
@@ -127,6 +135,9 @@ class Agent:
             infer=serving.handle,
             on_connection=self._connection_changed,
             clock=clock,
+        )
+        self._stages = Stages(
+            serving, self._session, Topics(config.fleet), identity.device, clock=clock
         )
         self._stop = asyncio.Event()
         self._was_ready = False
@@ -201,6 +212,9 @@ class Agent:
                 log.info("agent ready", extra=fields(after_s=f"{took:.3f}"))
         self._changed()
 
+    def _take_roles(self, roles: tuple[RoleGoal, ...]) -> None:
+        self._stages.assign(roles)
+
     def _changed(self) -> None:
         """Report soon; changes that come together are reported once."""
         if not self._change_due:
@@ -234,6 +248,7 @@ class Agent:
             changed_at=time.time(),
             goal=reported.goal,
             models=reported.models,
+            stages=self._stages.names,
         )
         try:
             write_status(self._config.state_dir, status)

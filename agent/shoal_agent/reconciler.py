@@ -21,7 +21,7 @@ from shoal_agent.updates.goals import Key, Slot, check_desired, digests_of, key_
 from shoal_agent.updates.journal import Entry, Journal
 from shoal_agent.updates.reports import reports
 from shoal_shared.clock import Clock
-from shoal_shared.messages import Desired, ModelGoal, ReplicaReport, VariantGoal
+from shoal_shared.messages import Desired, ModelGoal, ReplicaReport, RoleGoal, VariantGoal
 from shoal_shared.status import ReplicaState
 
 log = logging.getLogger("reconciler")
@@ -115,7 +115,8 @@ class Serving(Protocol):
 class Reconciler:
     """Brings what runs to what is wanted, and goes on trying.
 
-    `on_change` is called whenever `goal` or `reports` may have changed.
+    `on_change` is called whenever `goal` or `reports` may have changed, and `on_roles` with the
+    roles of each goal before it is reported: whoever reads the report may send to their topics.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class Reconciler:
         clock: Clock,
         rng: random.Random,
         on_change: Callable[[], None],
+        on_roles: Callable[[tuple[RoleGoal, ...]], None],
     ) -> None:
         self._serving = serving
         self._artifacts = artifacts
@@ -134,6 +136,7 @@ class Reconciler:
         self._clock = clock
         self._rng = rng
         self._on_change = on_change
+        self._on_roles = on_roles
         self._desired: Desired | None = None
         self._previous: tuple[str, ...] = ()
         self._offered: Desired | None = None
@@ -187,6 +190,7 @@ class Reconciler:
         if entry is not None:
             self._desired, self._previous = entry.desired, entry.previous
             log.info("goal restored", extra=fields(goal=self.goal))
+            self._on_roles(entry.desired.roles)
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -232,6 +236,7 @@ class Reconciler:
             slot.failures, slot.retry_at = 0, 0.0
         self._untidy = True
         log.info("goal accepted", extra=fields(goal=desired.goal, models=len(desired.models)))
+        self._on_roles(desired.roles)
         self._on_change()
 
     def _start(self, step: Plan) -> bool:

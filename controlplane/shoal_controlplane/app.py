@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -31,6 +32,7 @@ from shoal_controlplane.devices.routes import device_routes
 from shoal_controlplane.devices.service import DeviceService
 from shoal_controlplane.events.log import EventLog
 from shoal_controlplane.events.routes import event_routes
+from shoal_controlplane.gateway.batch import BatchRunner
 from shoal_controlplane.gateway.dispatch import Dispatcher
 from shoal_controlplane.gateway.http import InferenceApp
 from shoal_controlplane.gateway.router import Router
@@ -44,6 +46,18 @@ from shoal_controlplane.models.service import ModelService
 from shoal_controlplane.mqtt.ingress import Ingress
 from shoal_controlplane.mqtt.link import Link
 from shoal_controlplane.mqtt.publisher import GoalPublisher
+from shoal_controlplane.planner.cuts import cutter
+from shoal_controlplane.planner.partition.solve import solve
+from shoal_controlplane.plans.analyses import Analyses
+from shoal_controlplane.plans.drafting import Drafter
+from shoal_controlplane.plans.keeper import PlanKeeper
+from shoal_controlplane.plans.links import LinkBook, LinkProber
+from shoal_controlplane.plans.measuring import Pulse
+from shoal_controlplane.plans.parts import Parts
+from shoal_controlplane.plans.planning import Planner
+from shoal_controlplane.plans.routes import plan_routes
+from shoal_controlplane.plans.shaping import Shaper
+from shoal_controlplane.plans.store import PlanStore
 from shoal_shared.clock import Clock
 from shoal_shared.topics import Topics
 
@@ -60,6 +74,8 @@ class ControlPlane:
     publisher: GoalPublisher
     ingress: Ingress
     compiled: CompiledService
+    analyses: Analyses
+    prober: LinkProber
 
     async def start(self) -> None:
         await self.events.start()
@@ -72,6 +88,8 @@ class ControlPlane:
         self.publisher.stop()
         await self.compiled.stop()
         await self.controller.stop()
+        await self.analyses.stop()
+        await self.prober.stop()
         await self.keeper.stop()
         await self.events.stop()
 
@@ -105,6 +123,40 @@ def build(
     models = ModelService(database, artifacts, in_use)
     compiled = CompiledService(database, artifacts, models, time.time)
     table = ServingTable()
+
+    def wake() -> None:
+        controller.wake()
+
+    def reserved() -> Mapping[str, int]:
+        return controller.reserved()
+
+    plan_store = PlanStore(database)
+    parts = Parts(plan_store, artifacts, cutter.extract)
+    analyses = Analyses(artifacts.path, cutter.analyse)
+    prober = LinkProber(link, topics, gateway_id, LinkBook(), clock)
+    drafter = Drafter(
+        fleet,
+        store.measured,
+        analyses,
+        prober,
+        reserved=reserved,
+        ranges=plan_store.ranges,
+        solve=solve,
+    )
+    pulse = Pulse()
+    fleet.listen(lambda *_: pulse.beat())
+    shaper = Shaper(drafter, parts, models, fleet, pulse, wake, clock, time.time)
+    plans = PlanKeeper(
+        plan_store,
+        parts,
+        shaper,
+        fleet,
+        store.measured,
+        events,
+        clock,
+        time.time,
+        wake,
+    )
     controller = DeploymentController(
         store,
         fleet,
@@ -113,6 +165,7 @@ def build(
         table,
         events,
         clock,
+        plans,
         grace_s=config.offline_grace_s,
         startup_s=config.startup_grace_s,
     )
@@ -122,14 +175,17 @@ def build(
     devices = DeviceService(fleet, database, publisher, store.goal_of)
 
     router = Router(rng=rng)
-    dispatcher = Dispatcher(link, topics, gateway_id, router, clock)
-    fleet.listen(_route_presence(dispatcher, router))
+    dispatcher = Dispatcher(link, topics, gateway_id, router, clock, prober.alive, table.pipelines)
+    dispatcher.pipelines.listeners.append(plans.abandoned)
+    table.subscribe(dispatcher.table_changed)
+    fleet.listen(_route_presence(dispatcher, router, prober))
     gateway = Gateway(
         table,
         dispatcher,
         DeployedRepository(deployments, store, controller, models, table),
         clock=clock,
         default_timeout_s=config.default_timeout_s,
+        batches=BatchRunner(dispatcher, router, clock, prober.book.down_bytes_per_s),
     )
     collector = FleetCollector(
         gateway.statistics,
@@ -151,14 +207,26 @@ def build(
     api.include_router(artifact_routes(artifacts))
     api.include_router(compiled_routes(compiled))
     api.include_router(deployment_routes(deployments, idempotency))
+    api.include_router(plan_routes(Planner(models, drafter), plans))
     api.include_router(event_routes(events))
     api.include_router(dashboard_routes())
     _add_health(api, link, registry(collector))
     app = _front(InferenceApp(gateway, max_body=config.max_body_bytes), api)
-    return ControlPlane(app, gateway, events, keeper, controller, publisher, ingress, compiled)
+    return ControlPlane(
+        app,
+        gateway,
+        events,
+        keeper,
+        controller,
+        publisher,
+        ingress,
+        compiled,
+        analyses,
+        prober,
+    )
 
 
-def _route_presence(dispatcher: Dispatcher, router: Router) -> Listener:
+def _route_presence(dispatcher: Dispatcher, router: Router, prober: LinkProber) -> Listener:
     """What the gateway must know at once: who left, and who is back with a clean slate."""
 
     def listener(before: Device | None, after: Device | None) -> None:
@@ -172,6 +240,8 @@ def _route_presence(dispatcher: Dispatcher, router: Router) -> Listener:
             dispatcher.device_gone(device.id)
         if now and (not was or rebooted):
             router.returned(device.id)
+            dispatcher.device_back(device.id)
+            prober.book.forget(device.id)
 
     return listener
 

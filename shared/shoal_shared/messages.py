@@ -160,11 +160,36 @@ class ModelGoal(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class RoleGoal(msgspec.Struct, frozen=True, kw_only=True):
+    """One stage of a sharded model that a device computes, in one epoch of its plan.
+
+    The stage reads `…/plans/{plan}/{epoch}/{stage}`, where `stage` is its index, and "index.n" for
+    its replica n > 0. It runs the model `model:version`, a `ModelGoal` of the same document.
+    `next` holds the shares of the replicas of the next stage, which sum to 1; it is empty for the
+    last stage, which answers the gateway. `passes` names tensors of a message that later stages
+    need as well, and that travel on beside the model's outputs. At most `credits` requests of a
+    gateway may wait here. `compression` is how float tensors are sent on: "" as they are, "fp16"
+    or "int8".
+    """
+
+    plan: str
+    epoch: int
+    stage: int
+    replica: int = 0
+    model: str
+    version: str
+    next: tuple[float, ...] = ()
+    passes: tuple[str, ...] = ()
+    credits: int = 8
+    compression: str = ""
+
+
 class Desired(Document, frozen=True, kw_only=True):
     """`…/desired`: the goal state of a device. `goal` only ever grows."""
 
     goal: int
     models: tuple[ModelGoal, ...] = ()
+    roles: tuple[RoleGoal, ...] = ()
 
 
 class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -52,6 +52,11 @@ class Topics:
         """Topic on which devices answer one gateway."""
         return f"{self.root}/gateways/{checked_name(gateway, 'gateway')}/replies"
 
+    def stage(self, plan: str, epoch: int, stage: int, replica: int = 0) -> str:
+        """Topic of the requests and activations that a stage of a plan computes on."""
+        last = f"{stage}.{replica}" if replica else str(stage)
+        return f"{self.root}/plans/{checked_name(plan, 'plan')}/{epoch}/{last}"
+
     def parse_device(self, topic: str) -> tuple[str, DeviceTopic] | None:
         """The device and kind of a device topic of this fleet, else None."""
         head, sep, rest = topic.partition(f"{self.root}/devices/")

@@ -6,10 +6,13 @@ from shoal_shared.oip import InferRequest, OipError
 from shoal_shared.signature import ModelSignature, shape_fits
 
 
-def check_request(request: InferRequest, signature: ModelSignature, max_batch: int) -> int:
+def check_request(
+    request: InferRequest, signature: ModelSignature, max_batch: int, most: int = 0
+) -> int:
     """Check names, datatypes, shapes and requested outputs; return the number of batch items.
 
-    `max_batch` is 0 where the model has no batch dimension; then a request is one item. Raises
+    `max_batch` is 0 where the model has no batch dimension; then a request is one item. Up to
+    `most` items are accepted where a batch larger than `max_batch` will be split. Raises
     `OipError` with one sentence that names what was expected.
     """
     given = {tensor.name: tensor for tensor in request.inputs}
@@ -37,7 +40,9 @@ def check_request(request: InferRequest, signature: ModelSignature, max_batch: i
     if given:
         expected = ", ".join(spec.name for spec in signature.inputs)
         raise OipError(f"the model has no input '{next(iter(given))}'; its inputs are {expected}")
-    if max_batch and items is not None and items > max_batch:
+    if max_batch and items is not None and items > max(max_batch, most):
+        if most > max_batch:
+            raise OipError(f"a batch of {items} is more than the limit of {most}: send it in parts")
         raise OipError(f"a batch of {items} is more than the model's limit of {max_batch}")
     if request.outputs:
         _check_outputs(request, signature)

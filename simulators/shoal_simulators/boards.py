@@ -14,8 +14,8 @@ from shoal_simulators.profiles import PROFILES, RESNET50_MACS, BoardProfile
 class VirtualBoard:
     """Looks like the board of a profile and says that it is simulated.
 
-    Load is this machine's, since that is what computes; temperature is unknown, since the board
-    does not exist.
+    Load is this machine's, since that is what computes; of its memory the same part is used as of
+    this machine's. Temperature is unknown, since the board does not exist.
     """
 
     def __init__(self, profile: BoardProfile, host: Board | None = None) -> None:
@@ -45,7 +45,14 @@ class VirtualBoard:
         return self._facts
 
     def read(self) -> BoardReading:
-        return replace(self._host.read(), temperature_c=None, power_w=None)
+        reading = self._host.read()
+        used = reading.memory_used_bytes / max(self._host.facts.memory_bytes, 1)
+        return replace(
+            reading,
+            memory_used_bytes=round(min(used, 1.0) * self._facts.memory_bytes),
+            temperature_c=None,
+            power_w=None,
+        )
 
     def is_throttled(self) -> bool:
         return False

@@ -23,7 +23,6 @@ from shoal_agent.config import AgentConfig
 from shoal_agent.service.logs import setup_logging
 from shoal_simulators.boards import VirtualBoard
 from shoal_simulators.paced import paced_registry
-from shoal_simulators.profiles import PROFILES
 from shoal_simulators.spec import SpecError, VirtualDevice, parse_fleet
 
 
@@ -41,8 +40,8 @@ def build_fleet(
                 state_dir=state_dir / device.name,
                 labels=device.labels,
             ),
-            board=VirtualBoard.of(device.board),
-            registry=paced_registry(PROFILES[device.board]),
+            board=VirtualBoard(device.profile),
+            registry=paced_registry(device.profile),
             environment={},
         )
         for device in devices

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from shoal_bench import report  # noqa: E402
 from shoal_bench.figures import Result, figures_table, load, render, save  # noqa: E402
 
-NAMES = ("router", "gateway", "agent", "runtimes")
+NAMES = ("router", "gateway", "agent", "runtimes", "split", "plan", "pipeline", "batch", "failover")
 RESULTS = ROOT / "build" / "bench"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 

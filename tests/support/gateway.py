@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from shoal_controlplane.gateway.dispatch import Dispatcher
 from shoal_controlplane.gateway.errors import GatewayError
 from shoal_controlplane.gateway.router import Router, Ticket
 from shoal_controlplane.gateway.service import Gateway
-from shoal_controlplane.gateway.table import Replica, ServedModel, ServingTable
+from shoal_controlplane.gateway.table import Pipeline, Replica, ServedModel, ServingTable
 from shoal_shared import oip
 from shoal_shared.oip import InferReply, InferRequest, RequestedOutput, Tensor
 from shoal_shared.profiles import Profile, fit
@@ -32,7 +32,7 @@ PROFILE = fit([(1, 10.0), (2, 12.0), (4, 16.0), (8, 24.0)])
 
 @dataclass
 class Sent:
-    """One request as a device receives it."""
+    """One request as a device, or the first stage of a pipeline "plan@epoch", receives it."""
 
     device: str
     request: InferRequest
@@ -69,11 +69,8 @@ class DeviceLink:
         name = topic.encode()
         packet = len(name).to_bytes(2, "big") + name + properties.pack() + payload
         message = decode_publish(0, packet)
-        parsed = TOPICS.parse_device(message.topic)
-        assert parsed is not None
-        assert parsed[1] is DeviceTopic.INFER
         length = int(message.user_properties[oip.HEADER_LENGTH])
-        sent = Sent(parsed[0], oip.decode_request(message.payload, length), message)
+        sent = Sent(_place(message.topic), oip.decode_request(message.payload, length), message)
         self.sent.append(sent)
         if self.on_sent is not None:
             asyncio.get_running_loop().call_soon(self.on_sent, sent)
@@ -100,6 +97,16 @@ class DeviceLink:
 
     def refuse(self, sent: Sent, code: InferCode, error: str = "no") -> None:
         self.reply(sent, InferReply([], error=error, code=code.value))
+
+
+def _place(topic: str) -> str:
+    parsed = TOPICS.parse_device(topic)
+    if parsed is None:
+        plans, plan, epoch, stage = topic.removeprefix(f"{TOPICS.root}/").split("/")
+        assert (plans, stage.partition(".")[0]) == ("plans", "0")
+        return f"{plan}@{epoch}"
+    assert parsed[1] is DeviceTopic.INFER
+    return parsed[0]
 
 
 @dataclass
@@ -135,7 +142,11 @@ class World:
         self.table = ServingTable()
         self.repository = Repository()
         self.replicas = tuple(Replica(d, PROFILE) for d in devices)
-        self.dispatcher = Dispatcher(self.link, TOPICS, "g1", self.router, self.clock)
+        self.there: set[str] | None = None
+        self.dispatcher = Dispatcher(
+            self.link, TOPICS, "g1", self.router, self.clock, self._alive, self.table.pipelines
+        )
+        self.table.subscribe(self.dispatcher.table_changed)
         self.gateway = Gateway(
             self.table,
             self.dispatcher,
@@ -143,6 +154,18 @@ class World:
             clock=self.clock,
             wall_clock=lambda: 1_700_000_000.0,
         )
+
+    def serve(self, *replicas: Replica) -> None:
+        """List these for `cat`."""
+        self.replicas = replicas
+        self.table.publish([model(replicas=replicas)])
+
+    async def _alive(self, devices: Collection[str], timeout_s: float) -> set[str]:
+        """Devices that answer a probe: all, unless the test says which."""
+        if self.there is None or set(devices) <= self.there:
+            return set(devices)
+        await asyncio.sleep(timeout_s)
+        return set(devices) & self.there
 
     @staticmethod
     def clock() -> float:
@@ -181,6 +204,13 @@ def replica(device: str, profile: Profile = PROFILE) -> Replica:
     return Replica(device, profile)
 
 
+def pipeline(plan: str, epoch: int, *stages: str, window: int = 4) -> Replica:
+    """A pipeline of one device a stage, each planned to take 10 ms."""
+    made = Pipeline(plan, epoch, tuple((s,) for s in stages), (1.0,), window, (10.0,) * len(stages))
+    profile = Profile(samples=(), intercept_ms=10.0, slope_ms=10.0, knee=2**20)
+    return Replica(f"{plan}@{epoch}", profile, pipeline=made)
+
+
 def row(*values: float, name: str = "x") -> Tensor:
     return Tensor(name, "FP32", np.array([values], np.float32))
 
@@ -188,12 +218,14 @@ def row(*values: float, name: str = "x") -> Tensor:
 Task = asyncio.Task[tuple[InferReply, Ticket]]
 
 
-async def begin(world: World, timeout_s: float = 10.0, *, idempotent: bool = True) -> Task:
+async def begin(
+    world: World, timeout_s: float = 10.0, *, idempotent: bool = True, sharded: bool = False
+) -> Task:
     """A request that has been sent (or has failed already)."""
     request = InferRequest([row(1, 2, 3)], [RequestedOutput("y")], "cat", "1")
     deadline = world.clock() + timeout_s
     call = world.dispatcher.call(
-        request, lambda: world.replicas, 1, deadline, idempotent=idempotent
+        request, lambda: world.replicas, 1, deadline, idempotent=idempotent, sharded=sharded
     )
     task = asyncio.create_task(call)
     await asyncio.sleep(0)

@@ -58,6 +58,7 @@ class MqttLink:
         self._connecting: asyncio.Future[str] | None = None
         self._lost = asyncio.Event()
         self._answered = asyncio.Event()
+        self._last_question: int | None = None
         self._complained = False
         self._writing: socket.socket | None = None
         self._backlog_bytes = 0
@@ -67,7 +68,7 @@ class MqttLink:
         )
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
-        client.on_subscribe = lambda *_: self._answered.set()
+        client.on_subscribe = self._on_subscribe
         client.deliver = self._deliver
         client.on_socket_open = _set_no_delay
         client.on_socket_close = self._on_socket_close
@@ -76,7 +77,16 @@ class MqttLink:
         self._client.will_set(topic, payload, qos=1, retain=True)
 
     def subscribe(self, topic: str, qos: int, handler: Handler) -> None:
+        known = self._subscriptions.get(topic)
         self._subscriptions[topic] = (qos, handler)
+        if self.connected and (known is None or known[0] != qos):
+            self._client.subscribe(topic, qos)
+            self._flush()
+
+    def unsubscribe(self, topic: str) -> None:
+        if self._subscriptions.pop(topic, None) is not None and self.connected:
+            self._client.unsubscribe(topic)
+            self._flush()
 
     def on_connection(self, callback: Callable[[bool], None]) -> None:
         self._listeners.append(callback)
@@ -137,7 +147,7 @@ class MqttLink:
         A broker that finds a goodbye right behind a message may drop the message.
         """
         self._answered.clear()
-        self._client.subscribe("nothing", 0)
+        _, self._last_question = self._client.subscribe("nothing", 0)
         self._flush()
         try:
             await asyncio.wait_for(self._answered.wait(), _SETTLE_S)
@@ -278,6 +288,10 @@ class MqttLink:
         if self.connected:
             for listener in self._listeners:
                 listener(True)
+
+    def _on_subscribe(self, _client: Client, _userdata: Any, message_id: int, *_: Any) -> None:
+        if message_id == self._last_question:
+            self._answered.set()
 
     def _on_disconnect(
         self,

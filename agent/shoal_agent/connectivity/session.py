@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
+from shoal_agent.connectivity.exchange import Exchange
 from shoal_agent.connectivity.transport import Transport
 from shoal_agent.identity.device import Identity
 from shoal_agent.service.logs import fields
@@ -22,7 +23,7 @@ from shoal_shared.messages import (
     encode_document,
 )
 from shoal_shared.oip import HEADER_LENGTH
-from shoal_shared.publish import Message, PublishProperties, correlation_data, user_property
+from shoal_shared.publish import Message
 from shoal_shared.status import Presence
 from shoal_shared.tensors import Buffer
 from shoal_shared.topics import DeviceTopic, Topics
@@ -33,6 +34,7 @@ MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
 
 Reply = Callable[[list[Buffer], "int | None"], None]
 Infer = Callable[[bytes, "int | None", "float | None", Reply], None]
+ExchangeHandler = Callable[[Exchange], None]
 
 
 class DeviceSession:
@@ -84,6 +86,14 @@ class DeviceSession:
         """Disconnect; what was published before still goes out."""
         await self._transport.stop()
 
+    def listen(self, topic: str, handler: ExchangeHandler) -> None:
+        """Hand requests on one more topic of the fleet to `handler`."""
+        self._transport.subscribe(topic, 0, partial(self._handle_request, handler))
+
+    def leave(self, topic: str) -> None:
+        """Hand on nothing more of a topic."""
+        self._transport.unsubscribe(topic)
+
     def publish_capabilities(self, document: Capabilities) -> bool:
         return self._publish(DeviceTopic.CAPABILITIES, document, qos=1, retain=True)
 
@@ -120,45 +130,45 @@ class DeviceSession:
         self._on_desired(desired)
 
     def _handle_infer(self, message: Message) -> None:
-        topic = message.response_topic
-        if message.retain:
-            log.warning("ignored an inference request", extra=fields(reason="it is retained"))
-            return
-        if topic is None or not self._topics.is_reply_topic(topic):
-            log.warning(
-                "ignored an inference request",
-                extra=fields(reason="no valid response topic", response_topic=topic),
+        exchange = self._exchange(message)
+        if exchange is not None:
+            self._infer(
+                exchange.payload, exchange.header_length, exchange.expires_at, exchange.reply
             )
-            return
-        if len(message.payload) > MAX_PAYLOAD_BYTES:
-            log.warning(
-                "ignored an inference request",
-                extra=fields(reason="larger than the limit", bytes=len(message.payload)),
-            )
-            return
-        length = message.user_properties.get(HEADER_LENGTH)
-        header_length = None
-        if length is not None:
-            # A length that is no number is one that no body has: the service says so.
-            number = length.isascii() and length.isdigit() and len(length) < 12
-            header_length = int(length) if number else -1
-        expires_at = None if message.expiry_s is None else self._clock() + message.expiry_s
-        reply = partial(self._reply, topic, message.correlation)
-        self._infer(message.payload, header_length, expires_at, reply)
 
-    def _reply(
-        self, topic: str, correlation: bytes | None, buffers: list[Buffer], length: int | None
-    ) -> None:
-        properties: list[bytes] = []
-        if correlation is not None:
-            properties.append(correlation_data(correlation))
-        if length is not None:
-            properties.append(user_property(HEADER_LENGTH, str(length)))
-        # A reply that cannot be sent now is dropped: its gateway has long asked elsewhere.
-        self._transport.publish(topic, b"".join(buffers), properties=PublishProperties(*properties))
+    def _handle_request(self, handler: ExchangeHandler, message: Message) -> None:
+        exchange = self._exchange(message)
+        if exchange is not None:
+            handler(exchange)
+
+    def _exchange(self, message: Message) -> Exchange | None:
+        """A request that may be answered; None, and a line, for one that may not."""
+        topic, payload = message.response_topic, message.payload
+        if message.retain:
+            _ignore(reason="it is retained")
+        elif topic is None or not self._topics.is_reply_topic(topic):
+            _ignore(reason="no valid response topic", response_topic=topic)
+        elif len(payload) > MAX_PAYLOAD_BYTES:
+            _ignore(reason="larger than the limit", bytes=len(payload))
+        else:
+            length = message.user_properties.get(HEADER_LENGTH)
+            header_length = None
+            if length is not None:
+                # A length that is no number is one that no body has: the service says so.
+                number = length.isascii() and length.isdigit() and len(length) < 12
+                header_length = int(length) if number else -1
+            expires_at = None if message.expiry_s is None else self._clock() + message.expiry_s
+            return Exchange(
+                self._transport, payload, header_length, expires_at, topic, message.correlation
+            )
+        return None
 
     def _topic(self, topic: DeviceTopic) -> str:
         return self._topics.device(self._identity.device, topic)
 
     def _status(self, presence: Presence) -> bytes:
         return encode_document(Status(state=presence, boot_id=self._identity.boot_id))
+
+
+def _ignore(**why: object) -> None:
+    log.warning("ignored an inference request", extra=fields(**why))

@@ -24,8 +24,12 @@ class Transport(Protocol):
     def subscribe(self, topic: str, qos: int, handler: Handler) -> None:
         """Deliver messages on exactly `topic` to `handler`, over all reconnects.
 
-        Called before `start`.
+        At any time; the broker knows of it before anything that is published afterwards. A topic
+        that is subscribed already gets another handler.
         """
+
+    def unsubscribe(self, topic: str) -> None:
+        """Deliver nothing more of `topic`, from now on."""
 
     def on_connection(self, callback: Callable[[bool], None]) -> None:
         """Call back with True after each (re)connect and False after each loss."""

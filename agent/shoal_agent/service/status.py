@@ -32,6 +32,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     changed_at: float
     goal: int
     models: tuple[ReplicaReport, ...] = ()
+    stages: tuple[str, ...] = ()
 
 
 def write_status(folder: Path, status: AgentStatus) -> None:
@@ -69,6 +70,8 @@ def format_status(status: AgentStatus, now: float) -> str:
         ("broker", f"{status.broker}, {link}"),
         ("goal", str(status.goal) if status.goal else "none yet"),
     ]
+    if status.stages:
+        rows.append(("stages", "; ".join(status.stages)))
     lines = [f"{name:<12} {value}" for name, value in rows]
     table: list[tuple[str, ...]] = [
         ("MODEL", "STATE", "DEPLOYMENT", "PROVIDERS", "MEMORY", "1 ITEM", "REASON")

@@ -1,4 +1,4 @@
-"""A request on its way through this device: taken from bytes, answered in bytes."""
+"""A request on its way through this device: checked, computed, and answered in bytes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,40 @@ from shoal_shared.status import InferCode
 from shoal_shared.tensors import Array, Buffer
 from shoal_shared.validation import check_request
 
+_MAX_TIMEOUT_US = 2**53
+
 Reply = Callable[[list[Buffer], "int | None"], None]
 """Takes the buffers of a reply, to be joined, and the length of its header."""
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The outputs that a request asked for, the pure compute time, and the items of its run."""
+
+    outputs: list[Tensor]
+    seconds: float
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request was not computed: a code, and one sentence."""
+
+    code: InferCode
+    error: str
+
+
+Done = Callable[["Answer | Refusal"], None]
+"""Takes what became of a request, on the event loop. It may raise `TensorError` for outputs that
+cannot be used, and is then called once more, with a refusal that says so."""
+
+
 @dataclass(slots=True, eq=False)
 class Pending(Entry):
-    """A request that was accepted and is answered once, through `reply`."""
+    """A request that was accepted; `done` is told what became of it."""
 
     request: InferRequest
-    reply: Reply
+    done: Done
 
     @property
     def inputs(self) -> dict[str, Array]:
@@ -65,7 +89,8 @@ def deadline_of(parameters: Mapping[str, Any], now: float, expires_at: float | N
     timeout = parameters.get("timeout", 0)
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout < 0:
         raise OipError("parameter 'timeout' must be a number of microseconds")
-    return min(deadline, now + timeout / 1e6) if timeout else deadline
+    # JSON may hold integers that no float does.
+    return min(deadline, now + min(timeout, _MAX_TIMEOUT_US) / 1e6) if timeout else deadline
 
 
 def accept(
@@ -75,7 +100,7 @@ def accept(
     number: int,
     now: float,
     deadline: float,
-    reply: Reply,
+    done: Done,
 ) -> Pending:
     """Check a request; raises `OipError` naming what was expected."""
     items = check_request(request, contract.signature, contract.max_batch)
@@ -83,27 +108,21 @@ def accept(
     # A request without items is counted as one, so it runs alone.
     if contract.max_batch and request.inputs[0].data.shape[0]:
         kind = _shapes(request, contract.signature) if contract.shapes_vary else ()
-    return Pending(number, items, kind, now, deadline, request, reply)
+    return Pending(number, items, kind, now, deadline, request, done)
 
 
 def answer(
-    pending: Pending,
-    contract: Contract,
-    outputs: Mapping[str, Array],
-    parameters: dict[str, Any],
+    request: InferRequest, reply: Reply, outputs: list[Tensor], parameters: dict[str, Any]
 ) -> None:
-    """Send the outputs that were asked for. Raises `TensorError` if they cannot be encoded."""
-    request, datatypes = pending.request, contract.datatypes
-    names = [output.name for output in request.outputs] or datatypes
-    tensors = [Tensor(name, datatypes[name], outputs[name]) for name in names]
+    """Send outputs. Raises `TensorError` if they cannot be encoded."""
     buffers, header_length = oip.encode_reply(
-        InferReply(tensors, request.model_name, request.model_version, request.id, parameters)
+        InferReply(outputs, request.model_name, request.model_version, request.id, parameters)
     )
-    pending.reply(buffers, header_length)
+    reply(buffers, header_length)
 
 
 def refuse(
-    request: InferRequest | None, reply: Reply, code: InferCode, error: str, queue_depth: int
+    request: InferRequest | None, reply: Reply, refusal: Refusal, parameters: dict[str, Any]
 ) -> None:
     """Send an error; `request` is None where it could not be read."""
     request = request or InferRequest([])
@@ -113,9 +132,9 @@ def refuse(
             request.model_name,
             request.model_version,
             request.id,
-            {"queue_depth": queue_depth},
-            error,
-            code.value,
+            parameters,
+            refusal.error,
+            refusal.code.value,
         )
     )
     reply(buffers, header_length)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,13 @@ from shoal_agent.serving.prepare import (
     RunBlocking,
     Trial,
 )
+from shoal_agent.serving.probe import answer_probe
 from shoal_agent.serving.records import NoRecords, Records
 from shoal_agent.serving.request import (
+    Answer,
+    Done,
     Pending,
+    Refusal,
     Reply,
     accept,
     answer,
@@ -37,8 +42,10 @@ from shoal_agent.serving.resident import Loaded, Resident
 from shoal_agent.serving.scheduler import Scheduler, arrivals
 from shoal_shared import oip
 from shoal_shared.clock import Clock
+from shoal_shared.linkprobe import LINK_MODEL
 from shoal_shared.messages import ModelGoal, VariantGoal
-from shoal_shared.oip import InferRequest, OipError
+from shoal_shared.oip import InferRequest, OipError, Tensor
+from shoal_shared.signature import ModelSignature
 from shoal_shared.status import InferCode, ReplicaState
 from shoal_shared.tensors import Array, TensorError
 
@@ -169,17 +176,27 @@ class InferenceService:
         `expires_at` is a reading of the clock. `reply` is called once, now or later, on the
         event loop. Nothing in `payload` makes this raise.
         """
-        now = self._clock()
         try:
             request = oip.decode_request(payload, header_length)
         except OipError as error:
-            refuse(None, reply, InferCode.INVALID, str(error), self._scheduler.depth)
+            refusal = Refusal(InferCode.INVALID, str(error))
+            refuse(None, reply, refusal, {"queue_depth": self.depth})
             return
+        if request.model_name == LINK_MODEL:
+            answer_probe(request, reply, len(payload), self.depth)
+        else:
+            self.submit(request, expires_at, partial(self._reply, request, reply))
+
+    def submit(self, request: InferRequest, expires_at: float | None, done: Done) -> None:
+        """Compute a request of the model that it names; `done` is called now or later.
+
+        It expires at the earlier of `expires_at`, a reading of the clock, and its `timeout`.
+        """
+        now = self._clock()
         key = f"{request.model_name}:{request.model_version}"
         resident = self._models.get(key)
         if resident is None:
-            error_text = f"this device does not serve {key[:140]}"
-            refuse(request, reply, InferCode.NOT_FOUND, error_text, self._scheduler.depth)
+            done(Refusal(InferCode.NOT_FOUND, f"this device does not serve {key[:140]}"))
             return
         try:
             deadline = deadline_of(request.parameters, now, expires_at)
@@ -189,16 +206,26 @@ class InferenceService:
                 number=self._number(),
                 now=now,
                 deadline=deadline,
-                reply=reply,
+                done=done,
             )
         except OipError as error:
-            self._fail(resident, request, reply, InferCode.INVALID, str(error))
+            self._fail(resident, done, InferCode.INVALID, str(error))
             return
         if len(resident.waiting) >= self._max_depth:
             text = f"{self._max_depth} requests to {key} are waiting on this device already"
-            self._fail(resident, request, reply, InferCode.OVERLOADED, text)
+            self._fail(resident, done, InferCode.OVERLOADED, text)
             return
         self._scheduler.add(resident, pending)
+
+    def signature(self, model: str, version: str) -> ModelSignature | None:
+        """Inputs and outputs of a model that is served now, else None."""
+        resident = self._models.get(f"{model}:{version}")
+        return resident.contract.signature if resident else None
+
+    @property
+    def depth(self) -> int:
+        """Requests that wait or run, of all models."""
+        return self._scheduler.depth
 
     def stats(self) -> dict[str, tuple[int, int, int]]:
         """Requests answered, failed, and waiting or running, by "model:version"."""
@@ -313,38 +340,41 @@ class InferenceService:
         except asyncio.TimeoutError:
             for pending in self._scheduler.withdraw(resident):
                 text = "this device stopped serving the model"
-                self._fail(resident, pending.request, pending.reply, InferCode.NOT_FOUND, text)
+                self._fail(resident, pending.done, InferCode.NOT_FOUND, text)
         await self._run_blocking(resident.model.close)
 
     def _done(self, resident: Resident, pending: Pending, outcome: Outcome) -> None:
-        error = outcome.error
-        if not error:
-            if not resident.loaded.measured:
-                resident.learn(outcome)
-            parameters: dict[str, Any] = {
-                "queue_depth": self._scheduler.depth,
-                "service_us": round(outcome.seconds * 1e6),
-                "batch": outcome.batch,
-            }
-            try:
-                answer(pending, resident.contract, outcome.outputs, parameters)
-            except TensorError as wrong:
-                error = str(wrong)
-        if error:
-            code = _CODES[outcome.fault]
-            self._fail(resident, pending.request, pending.reply, code, error)
+        if outcome.error:
+            self._fail(resident, pending.done, _CODES[outcome.fault], outcome.error)
+            return
+        if not resident.loaded.measured:
+            resident.learn(outcome)
+        datatypes = resident.contract.datatypes
+        names = [output.name for output in pending.request.outputs] or datatypes
+        tensors = [Tensor(name, datatypes[name], outcome.outputs[name]) for name in names]
+        try:
+            pending.done(Answer(tensors, outcome.seconds, outcome.batch))
+        except TensorError as error:
+            self._fail(resident, pending.done, InferCode.INTERNAL, str(error))
         else:
             resident.answered += 1
 
     def _expired(self, resident: Resident, pending: Pending) -> None:
         text = "the deadline passed before compute began"
-        self._fail(resident, pending.request, pending.reply, InferCode.EXPIRED, text)
+        self._fail(resident, pending.done, InferCode.EXPIRED, text)
 
-    def _fail(
-        self, resident: Resident, request: InferRequest, reply: Reply, code: InferCode, text: str
-    ) -> None:
+    def _fail(self, resident: Resident, done: Done, code: InferCode, text: str) -> None:
         resident.failed += 1
-        refuse(request, reply, code, text, self._scheduler.depth)
+        done(Refusal(code, text))
+
+    def _reply(self, request: InferRequest, reply: Reply, result: Answer | Refusal) -> None:
+        parameters: dict[str, Any] = {"queue_depth": self.depth}
+        if isinstance(result, Refusal):
+            refuse(request, reply, result, parameters)
+            return
+        parameters["service_us"] = round(result.seconds * 1e6)
+        parameters["batch"] = result.batch
+        answer(request, reply, result.outputs, parameters)
 
 
 def _resident_bytes() -> int:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shoal_controlplane.cli import details, units
+from shoal_controlplane.cli import details, shards, units
 from shoal_controlplane.cli.client import Client
 from shoal_controlplane.cli.errors import CliError
 from shoal_controlplane.cli.options import (
@@ -24,10 +24,11 @@ from shoal_controlplane.cli.options import (
 from shoal_controlplane.cli.output import NONE, Block, State, Table, emit, facts
 from shoal_controlplane.cli.progress import waiting
 from shoal_controlplane.cli.root import noun
-from shoal_controlplane.cli.views import Deployment, Measured, read, read_all
+from shoal_controlplane.cli.views import ActivePlan, Deployment, Measured, read, read_all
 
 DEPLOYMENTS = "/api/v1/deployments"
 MODELS = "/api/v1/models"
+PLANS = "/api/v1/plans"
 POLL_S = 0.25
 SETTLED = frozenset({"ready", "failed"})
 """States in which a replica stays unless something else changes."""
@@ -51,6 +52,16 @@ def create_deployment(
         int | None, typer.Option("--replicas", min=1, help="On so many devices, by default 1.")
     ] = None,
     everywhere: Annotated[bool, typer.Option("--all", help="On every device that fits.")] = False,
+    stages: Annotated[
+        str | None,
+        typer.Option(
+            "--shards",
+            metavar="auto|N",
+            help="Cut the model into so many stages over several devices, or the best number.",
+        ),
+    ] = None,
+    objective: shards.ObjectiveOption = None,
+    shape: shards.ShapeOption = None,
     select: Annotated[
         list[str] | None,
         typer.Option("--select", metavar="K=V", help="Only devices with this label, repeatable."),
@@ -75,9 +86,16 @@ def create_deployment(
     output: FormatOption = Format.TABLE,
     server: ServerOption = DEFAULT_SERVER,
 ) -> None:
-    """Deploy a model: devices that fit fetch, load and measure it, then serve it."""
+    """Deploy a model: devices that fit fetch, load and measure it, then serve it.
+
+    With --shards it is cut into stages, each on a device of its own (see `shoal plan`).
+    """
     if everywhere and replicas is not None:
         raise typer.BadParameter("give either --replicas or --all, not both.")
+    if stages is not None and (everywhere or replicas is not None):
+        raise typer.BadParameter("give --shards without --replicas and --all.")
+    if stages is None and (objective is not None or shape):
+        raise typer.BadParameter("--objective and --shape go with --shards.")
     model_name, version = model_reference(model)
     body = {
         "model": model_name,
@@ -89,6 +107,9 @@ def create_deployment(
         "slo_ms": slo_ms,
         "options": {k: _value(v) for k, v in key_values(options or []).items()} or None,
         "require_accelerator": require_accelerator or None,
+        "shards": shards.stage_count(stages),
+        "objective": objective.value if objective else None,
+        "shapes": shards.shapes(shape or []) or None,
     }
     given = {key: value for key, value in body.items() if value is not None}
     with Client(server) as client:
@@ -97,7 +118,9 @@ def create_deployment(
             path = f"{DEPLOYMENTS}/{checked_name(read(Deployment, document).name)}"
             with waiting() as tell:
                 document = settle(lambda: client.get(path), tell, timeout)
-    emit(output, document, lambda: [_sentence(read(Deployment, document))])
+        deployment = read(Deployment, document)
+        plan = _plan(client, deployment) if output is Format.TABLE else None
+    emit(output, document, lambda: [_sentence(deployment), *_pipeline(plan)])
 
 
 @app.command("list")
@@ -117,11 +140,15 @@ def show_deployment(
     """Show a deployment and its replicas."""
     with Client(server) as client:
         document = client.get(f"{DEPLOYMENTS}/{name}")
-        measured = _profiles(client, read(Deployment, document)) if output is Format.TABLE else []
+        measured: list[Measured] = []
+        plan: ActivePlan | None = None
+        if output is Format.TABLE:
+            deployment = read(Deployment, document)
+            measured, plan = _profiles(client, deployment), _plan(client, deployment)
     emit(
         output,
         document,
-        lambda: [*_details(read(Deployment, document)), *_measured(measured)],
+        lambda: [*_details(read(Deployment, document), plan), *_measured(measured)],
     )
 
 
@@ -164,8 +191,20 @@ def settle(
         sleep(POLL_S)
 
 
+def _pipeline(plan: ActivePlan | None) -> list[Block]:
+    """As in "2 stages, jetson-1 -> ascend-1: 83.1/s predicted"."""
+    if plan is None or plan.predicted is None:
+        return []
+    way = shards.chain(stage.devices for stage in plan.stages)
+    stages = f"{len(plan.stages)} stage{'' if len(plan.stages) == 1 else 's'}"
+    return [f"{stages}, {way}: {shards.rate(plan.predicted.throughput_per_s)} predicted"]
+
+
 def _stuck(deployment: Deployment) -> bool:
-    """Whether no replica is under way any more and at least one has failed."""
+    """Whether no replica is under way any more and at least one has failed; a plan whose stage
+    failed is made anew."""
+    if deployment.sharded:
+        return False
     states = {placement.state for placement in deployment.placements}
     return "failed" in states and states <= SETTLED
 
@@ -173,22 +212,24 @@ def _stuck(deployment: Deployment) -> bool:
 def _sentence(deployment: Deployment) -> str:
     """As in "resnet is progressing, 1 of 2 replicas ready: jetson-1: loading"."""
     reason = f": {deployment.reason}" if deployment.reason else ""
-    return (
-        f"{deployment.name} is {deployment.state}, {deployment.ready} of {deployment.wanted} "
-        f"replicas ready{reason.rstrip('.')}"
-    )
+    text = f"{deployment.name} is {deployment.state}"
+    if deployment.wanted or not deployment.sharded:
+        noun = "stages" if deployment.sharded else "replicas"
+        text += f", {deployment.ready} of {deployment.wanted} {noun} ready"
+    return f"{text}{reason.rstrip('.')}"
 
 
 def _overview(deployments: list[Deployment]) -> list[Block]:
     if not deployments:
         return ["no deployments: make one with `shoal deployment create MODEL`"]
-    header = ("DEPLOYMENT", "MODEL", "STATE", "READY", "SELECT", "REASON")
+    header = ("DEPLOYMENT", "MODEL", "STATE", "READY", "SHARDS", "SELECT", "REASON")
     rows = [
         (
             deployment.name,
             f"{deployment.model}:{deployment.version}",
             State(deployment.state),
             f"{deployment.ready}/{deployment.wanted}{' (all)' if deployment.all else ''}",
+            str(deployment.shards) if deployment.sharded else NONE,
             _pairs(deployment.select) or NONE,
             deployment.reason or _on_cpu(deployment) or NONE,
         )
@@ -197,8 +238,7 @@ def _overview(deployments: list[Deployment]) -> list[Block]:
     return [Table(header, rows)]
 
 
-def _details(deployment: Deployment) -> list[Block]:
-    wanted = "on every device that fits" if deployment.all else f"{deployment.wanted} wanted"
+def _details(deployment: Deployment, plan: ActivePlan | None) -> list[Block]:
     blocks: list[Block] = [
         facts(
             [
@@ -206,7 +246,9 @@ def _details(deployment: Deployment) -> list[Block]:
                 ("model", f"{deployment.model}:{deployment.version}"),
                 ("state", State(deployment.state)),
                 ("reason", deployment.reason),
-                ("replicas", f"{deployment.ready} of {deployment.wanted} ready, {wanted}"),
+                ("replicas", _replicas(deployment)),
+                ("shards", _shards(deployment)),
+                ("plan", f"epoch {plan.epoch}, {plan.state}" if plan and plan.epoch else ""),
                 ("select", _pairs(deployment.select)),
                 ("accelerator", "required" if deployment.require_accelerator else ""),
                 ("options", _options(deployment.options)),
@@ -215,8 +257,11 @@ def _details(deployment: Deployment) -> list[Block]:
             ]
         )
     ]
+    told = [(placement.device, placement) for placement in deployment.placements]
+    if plan is not None:
+        return [*blocks, *shards.running(plan), *details.blocks(told)]
     if not deployment.placements:
-        return [*blocks, "no replicas"]
+        return [*blocks, "no plan yet" if deployment.sharded else "no replicas"]
     rows = [
         (
             placement.device,
@@ -230,8 +275,29 @@ def _details(deployment: Deployment) -> list[Block]:
         for placement in deployment.placements
     ]
     header = ("DEVICE", "STATE", "VARIANT", "RUNS ON", "ONE ITEM", "BATCH", "REASON")
-    told = [(placement.device, placement) for placement in deployment.placements]
     return [*blocks, Table(header, rows), *details.blocks(told)]
+
+
+def _replicas(deployment: Deployment) -> str:
+    if deployment.sharded:
+        return ""
+    wanted = "on every device that fits" if deployment.all else f"{deployment.wanted} wanted"
+    return f"{deployment.ready} of {deployment.wanted} ready, {wanted}"
+
+
+def _shards(deployment: Deployment) -> str:
+    if not deployment.sharded:
+        return ""
+    count = "as many as is best" if deployment.shards == "auto" else str(deployment.shards)
+    return f"{count}, for {deployment.objective}"
+
+
+def _plan(client: Client, deployment: Deployment) -> ActivePlan | None:
+    """The plan of a sharded deployment, None where it has none yet."""
+    if not deployment.sharded:
+        return None
+    plans = read_all(ActivePlan, client.items(PLANS))
+    return next((plan for plan in plans if plan.name == deployment.name), None)
 
 
 def _profiles(client: Client, deployment: Deployment) -> list[Measured]:

@@ -54,8 +54,28 @@ def infer(
         typer.Option("--input", metavar="NAME=@FILE.npy", help="An input tensor, repeatable."),
     ] = None,
     text: Annotated[str | None, typer.Option("--text", help="A text.")] = None,
+    batch_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--batch-dir",
+            metavar="DIR",
+            help="All pictures, .txt, .npy or .npz files of a folder, over the whole fleet.",
+        ),
+    ] = None,
+    output_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--output-file",
+            metavar="FILE",
+            help="With --batch-dir: JSON Lines, or the outputs stacked if it ends in .npz; "
+            "by default DIR-results.jsonl.",
+        ),
+    ] = None,
     timeout_ms: Annotated[
-        int, typer.Option("--timeout-ms", min=1, max=3_600_000, help="Answer within this time.")
+        int,
+        typer.Option(
+            "--timeout-ms", min=1, max=3_600_000, help="Answer each request within this time."
+        ),
     ] = DEFAULT_TIMEOUT_MS,
     save: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="Save the outputs as .npy here.")
@@ -63,14 +83,26 @@ def infer(
     output: FormatOption = Format.TABLE,
     server: ServerOption = DEFAULT_SERVER,
 ) -> None:
-    """Ask a model: a picture or a text as its card says, or tensors as they are."""
-    if sum(given is not None for given in (image, text, inputs or None)) != 1:
-        raise typer.BadParameter("give one of --image, --text and --input.")
+    """Ask a model: a picture or a text as its card says, tensors as they are, or a folder."""
+    if sum(given is not None for given in (image, text, inputs or None, batch_dir)) != 1:
+        raise typer.BadParameter("give one of --image, --text, --input and --batch-dir.")
+    if batch_dir is not None and save is not None:
+        raise typer.BadParameter("--output goes with one request: name an --output-file.")
+    if batch_dir is None and output_file is not None:
+        raise typer.BadParameter("--output-file goes with --batch-dir.")
     files = _input_files(inputs or [])
     name, wanted = model_reference(model)
     with Client(server) as client:
         version = _version(client, name, wanted)
         card = _card(version)
+        if batch_dir is not None:
+            from shoal_controlplane.cli.batchdir import run_folder
+
+            def ask(tensors: list[Tensor]) -> InferReply:
+                return _ask(client, version, Question(tensors), timeout_ms)[0]
+
+            run_folder(batch_dir, output_file, version, card, ask, output)
+            return
         question = _question(version, card, image, text, files)
         reply, took_s = _ask(client, version, question, timeout_ms)
     answer = None

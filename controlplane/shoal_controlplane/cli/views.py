@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -171,8 +171,152 @@ class Deployment(msgspec.Struct, kw_only=True):
     slo_ms: float | None = None
     options: dict[str, Any] = {}
     require_accelerator: bool = False
+    shards: int | Literal["auto"] | None = None
+    objective: str = ""
+    shapes: dict[str, tuple[int, ...]] = {}
     reason: str = ""
     placements: tuple[Placement, ...] = ()
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the model is cut into stages, of which its plan tells."""
+        return self.shards is not None
+
+
+class Part(msgspec.Struct, kw_only=True):
+    """A stage on one device."""
+
+    device: str
+    state: str
+
+
+class Stage(msgspec.Struct, kw_only=True):
+    """Segments [first, last) of a model on devices that share its requests; `parts` only where it
+    runs."""
+
+    index: int
+    first: int
+    last: int
+    segments: str
+    devices: tuple[str, ...]
+    board: str
+    memory_bytes: int
+    compute_ms: float
+    measured: bool
+    in_bytes: int | None = None
+    out_bytes: int | None = None
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def span(self) -> str:
+        """Its segments by number, the last one included."""
+        return f"{self.first}-{self.last - 1}" if self.last - self.first > 1 else str(self.first)
+
+
+class Predicted(msgspec.Struct, kw_only=True):
+    """What a plan is good for."""
+
+    throughput_per_s: float
+    latency_ms: float
+    bottleneck: str
+
+
+class Partition(Predicted, kw_only=True):
+    """A way to place a model on devices."""
+
+    stages: tuple[Stage, ...]
+    gap_percent: float
+    method: str
+
+
+class Single(msgspec.Struct, kw_only=True):
+    """The best that one device does alone."""
+
+    device: str
+    throughput_per_s: float
+    latency_ms: float
+
+
+class Link(msgspec.Struct, kw_only=True, rename={"source": "from", "target": "to"}):
+    """What goes from one place to the next with a request."""
+
+    source: str
+    target: str
+    bytes: int
+    ms: float
+
+
+class Cut(msgspec.Struct, kw_only=True):
+    """A place where a graph may be cut; `work` is the share of it that lies before."""
+
+    segment: int
+    after: str
+    bytes: int
+    tensors: int
+    work: float
+    weight_bytes: int
+
+
+class PlanBoard(msgspec.Struct, kw_only=True):
+    """Devices of one type in a plan; `basis` says what their times rest on."""
+
+    board: str
+    devices: tuple[str, ...]
+    basis: str
+    memory_bytes: int
+
+
+class Plan(msgspec.Struct, kw_only=True):
+    """A plan as it would be now; `plan` is None where nothing fits, and `reason` says why."""
+
+    model: str
+    version: str
+    objective: str
+    segments: int
+    shapes: dict[str, tuple[int, ...]] = {}
+    cuts: tuple[Cut, ...] = ()
+    boards: tuple[PlanBoard, ...] = ()
+    plan: Partition | None = None
+    single: Single | None = None
+    others: tuple[Partition, ...] = ()
+    links: tuple[Link, ...] = ()
+    why: str = ""
+    notes: tuple[str, ...] = ()
+    reason: str = ""
+    missing_bytes: int = 0
+
+
+class Spare(msgspec.Struct, kw_only=True):
+    """Stages that a device holds for others."""
+
+    device: str
+    stages: tuple[int, ...]
+
+
+class Fallback(msgspec.Struct, kw_only=True):
+    """What takes over when a device goes."""
+
+    lost: str
+    epoch: int
+    devices: tuple[tuple[str, ...], ...]
+    throughput_per_s: float
+
+
+class ActivePlan(msgspec.Struct, kw_only=True):
+    """The plan of a sharded deployment."""
+
+    name: str
+    state: str
+    since: Time
+    epoch: int
+    reason: str = ""
+    stages: tuple[Stage, ...] = ()
+    spares: tuple[Spare, ...] = ()
+    fallbacks: tuple[Fallback, ...] = ()
+    predicted: Predicted | None = None
+    single: Single | None = None
+    credits: int = 0
+    compression: str = ""
 
 
 class Event(msgspec.Struct, kw_only=True):

@@ -11,10 +11,15 @@ from typing import Protocol
 import structlog
 
 from shoal_controlplane.deployments.deployment import Deployment
-from shoal_controlplane.deployments.goals import files, models_by_device, next_goal
+from shoal_controlplane.deployments.goals import (
+    files,
+    models_by_device,
+    next_goal,
+    with_plans,
+)
 from shoal_controlplane.deployments.measured import measured_by
-from shoal_controlplane.deployments.picture import served_models, snapshot
-from shoal_controlplane.deployments.status import Summary, summarise
+from shoal_controlplane.deployments.picture import assigned_bytes, served_models, snapshot
+from shoal_controlplane.deployments.status import Summary, summarise, summarise_plan
 from shoal_controlplane.deployments.store import DeploymentStore
 from shoal_controlplane.devices.live import Device, LiveFleet
 from shoal_controlplane.errors import NotFoundError
@@ -23,6 +28,8 @@ from shoal_controlplane.gateway.table import ServedModel, ServingTable
 from shoal_controlplane.models.version import ModelVersion
 from shoal_controlplane.planner.placement import place
 from shoal_controlplane.planner.snapshot import Limits, ModelKey, Placed
+from shoal_controlplane.plans.keeper import PlanKeeper
+from shoal_controlplane.plans.wiring import Load
 from shoal_shared.clock import Clock
 from shoal_shared.messages import Desired
 from shoal_shared.status import DeploymentState, ReplicaState
@@ -79,6 +86,7 @@ class DeploymentController:
         table: ServingTable,
         events: EventLog,
         clock: Clock,
+        plans: PlanKeeper,
         *,
         grace_s: float = 5.0,
         startup_s: float = 5.0,
@@ -91,6 +99,7 @@ class DeploymentController:
         self._table = table
         self._events = events
         self._clock = clock
+        self._plans = plans
         self._limits = Limits(grace_s=grace_s)
         self._startup_s = startup_s
         self._cpu_clock = cpu_clock
@@ -109,7 +118,9 @@ class DeploymentController:
     async def start(self) -> None:
         """Load what was decided before and begin. The fleet must have been loaded."""
         await self._store.load()
+        await self._plans.start()
         for device, goal in self._store.goals.items():
+            self._plans.goal_set(device, goal)
             self._goals.set(device, goal)
         await self._look_up()
         for known in self._fleet:
@@ -122,6 +133,7 @@ class DeploymentController:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        await self._plans.stop()
         await self._store.save_measured()
 
     def wake(self) -> None:
@@ -149,6 +161,9 @@ class DeploymentController:
     def summary(self, deployment: Deployment) -> Summary:
         """A deployment as it is at this moment."""
         model = self._known.get(deployment.key)
+        if deployment.shards is not None:
+            entry = self._plans.entry(deployment.name)
+            return summarise_plan(deployment, model is not None, entry, self._fleet.get)
         return summarise(
             deployment,
             model.digest if model is not None else None,
@@ -158,9 +173,18 @@ class DeploymentController:
             self._fleet.get,
         )
 
+    def reserved(self) -> dict[str, int]:
+        """Memory that deployments and plans take, by device."""
+        found = assigned_bytes(
+            self._fleet, self._store.deployments, self._store.assignment, self._known
+        )
+        for device, need in self._plans.reserved().items():
+            found[device] = found.get(device, 0) + need
+        return found
+
     def is_placed(self, name: str) -> bool:
         """Whether the planner has looked at a deployment since the start."""
-        return name in self._placed
+        return name in self._placed or self._plans.entry(name) is not None
 
     async def changed(self, condition: Callable[[], bool]) -> None:
         """Wait until a step has made `condition` true."""
@@ -170,6 +194,8 @@ class DeploymentController:
     async def step(self) -> None:
         """Bring everything in step once."""
         await self._look_up()
+        if self.settled:
+            await self._plans.step(self._store.deployments.values())
         self._serve()
         if self.settled:
             async with self._store.changing:
@@ -209,6 +235,9 @@ class DeploymentController:
         if now < self._settled_at:
             return self._settled_at - now
         due = [RETRY_S] if any(placed.reason for placed in self._placed.values()) else []
+        planned = self._plans.due_in(now)
+        if planned is not None:
+            due.append(planned + DEBOUNCE_S)
         for devices in self._store.assignment.values():
             for name in devices:
                 device = self._fleet.get(name)
@@ -257,7 +286,11 @@ class DeploymentController:
 
     def _serve(self) -> None:
         served = served_models(
-            self._fleet, self._store.deployments.values(), self._known, self._asked
+            self._fleet,
+            self._store.deployments.values(),
+            self._known,
+            self._asked,
+            self._plans.replicas(),
         )
         if served != self._served:
             self._table.publish(served)
@@ -274,7 +307,9 @@ class DeploymentController:
         """Forget what was measured of files that no model has any more, save the rest."""
         measured = self._store.measured
         if len(measured):
-            measured.keep({f.digest for model in await self._models.all() for f in files(model)})
+            models = await self._models.all()
+            parts = await self._plans.keep_parts({m.digest for m in models})
+            measured.keep({f.digest for m in models for f in files(m)} | parts)
         await self._store.save_measured()
 
     async def _place(self) -> None:
@@ -284,21 +319,25 @@ class DeploymentController:
         memory_s = self._limits.failure_memory_s
         self._failures = {p: at for p, at in self._failures.items() if now - at < memory_s}
         deployments = list(store.deployments.values())
+        whole = [d for d in deployments if d.shards is None]
+        loads = self._plans.loads()
         placed = place(
             snapshot(
                 self._fleet,
-                deployments,
+                whole,
                 store.assignment,
                 self._known,
                 self._failures,
                 store.measured,
                 now,
                 self._limits,
+                self._plans.reserved(),
+                {name: load.goal_bytes for name, load in loads.items()},
             )
         )
         assignment = {name: p.devices for name, p in placed.items()}
         changed = {n: d for n, d in assignment.items() if d != store.assignment.get(n)}
-        goals = self._next_goals({**store.assignment, **assignment})
+        goals = self._next_goals({**store.assignment, **assignment}, loads)
         gone = [device for device in store.goals if self._fleet.get(device) is None]
         self._placed = placed
         completed = [
@@ -316,16 +355,20 @@ class DeploymentController:
         if changed or goals or gone or completed:
             await store.commit(changed, goals, gone, completed)
         for device, goal in goals.items():
+            self._plans.goal_set(device, goal)
             self._goals.set(device, goal)
         if goals:
             self._serve()
 
-    def _next_goals(self, assignment: dict[str, frozenset[str]]) -> dict[str, Desired]:
+    def _next_goals(
+        self, assignment: dict[str, frozenset[str]], loads: dict[str, Load]
+    ) -> dict[str, Desired]:
         wanted = models_by_device(self._store.deployments.values(), assignment, self._known)
         goals: dict[str, Desired] = {}
         for device in self._fleet:
             current = self._store.goals.get(device.id)
-            goal = next_goal(current, wanted.get(device.id, ()), device.reported)
+            models, roles = with_plans(wanted.get(device.id, ()), loads.get(device.id))
+            goal = next_goal(current, models, device.reported, roles)
             if goal is not None:
                 goals[device.id] = goal
         return goals

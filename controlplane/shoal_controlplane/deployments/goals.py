@@ -10,7 +10,16 @@ from msgspec.structs import replace
 from shoal_controlplane.deployments.deployment import Deployment
 from shoal_controlplane.models.version import ModelVersion
 from shoal_controlplane.planner.snapshot import ModelKey
-from shoal_shared.messages import REFERENCE, Desired, ModelGoal, Reported, VariantGoal
+from shoal_controlplane.plans.wiring import Load
+from shoal_shared.messages import (
+    MAX_DOCUMENT_BYTES,
+    REFERENCE,
+    Desired,
+    ModelGoal,
+    Reported,
+    RoleGoal,
+    VariantGoal,
+)
 
 _MOST_PLAUSIBLE_GOAL = 2**53
 
@@ -74,7 +83,10 @@ def models_by_device(
 
 
 def next_goal(
-    current: Desired | None, models: tuple[ModelGoal, ...], reported: Reported | None
+    current: Desired | None,
+    models: tuple[ModelGoal, ...],
+    reported: Reported | None,
+    roles: tuple[RoleGoal, ...] = (),
 ) -> Desired | None:
     """The goal to publish next, None if the device has the right one already.
 
@@ -88,8 +100,35 @@ def next_goal(
     if current is None:
         needed = bool(models) or (reported is not None and bool(reported.models))
     else:
-        needed = current.models != models or seen > number
-    return Desired(goal=max(number, seen) + 1, models=models) if needed else None
+        needed = (current.models, current.roles) != (models, roles) or seen > number
+    if not needed:
+        return None
+    return Desired(goal=max(number, seen) + 1, models=models, roles=roles)
+
+
+def with_plans(
+    models: tuple[ModelGoal, ...], load: Load | None
+) -> tuple[tuple[ModelGoal, ...], tuple[RoleGoal, ...]]:
+    """Models and roles of a device, those of plans among them, as many as a goal can name.
+
+    Where it is too much, epochs that were wired ahead are left out, the last ones first: so what
+    serves is kept longest.
+    """
+    if load is None:
+        return models, ()
+    planned = tuple(goal for _, goal in sorted(load.models.items()))
+    roles = tuple(sorted(load.roles, key=lambda role: (role.plan, role.epoch, role.stage)))
+    while roles and not _fits((*models, *planned), roles):
+        last = max(role.epoch for role in roles)
+        roles = tuple(role for role in roles if role.epoch != last)
+    while planned and not _fits((*models, *planned), roles):
+        planned = planned[:-1]
+    return (*models, *planned), roles
+
+
+def _fits(models: tuple[ModelGoal, ...], roles: tuple[RoleGoal, ...]) -> bool:
+    goal = Desired(goal=_MOST_PLAUSIBLE_GOAL, models=models, roles=roles)
+    return len(msgspec.json.encode(goal)) <= MAX_DOCUMENT_BYTES
 
 
 def _variants(model: ModelVersion) -> tuple[VariantGoal, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from shoal_controlplane.deployments.deployment import Deployment
@@ -18,6 +19,7 @@ from shoal_controlplane.planner.snapshot import (
     Limits,
     ModelKey,
     Snapshot,
+    memory_estimate,
 )
 from shoal_shared.profiles import Profile
 from shoal_shared.status import DeviceCondition, ReplicaState
@@ -29,6 +31,8 @@ UNMEASURED = Profile(samples=(), intercept_ms=0.0, slope_ms=10.0, knee=1)
 """For a replica that could not be measured: a guess that the router corrects with the first
 answers."""
 
+_NOTHING: Mapping[str, int] = {}
+_NO_PIPELINES: Mapping[ModelKey, Sequence[Replica]] = {}
 _RUNNING = (ReplicaState.LOADING, ReplicaState.PROFILING, ReplicaState.READY)
 _COMING = (ReplicaState.QUEUED, ReplicaState.FETCHING)
 
@@ -42,10 +46,14 @@ def snapshot(
     measured: Measurements,
     now: float,
     limits: Limits,
+    reserved: Mapping[str, int] = _NOTHING,
+    goal_bytes: Mapping[str, int] = _NOTHING,
 ) -> Snapshot:
     """What the planner decides on. Deployments whose model is gone are left out.
 
     Speed and memory on a board are what devices that serve report, else what was `measured`.
+    Plans of sharded models take `reserved` bytes of memory of a device, and `goal_bytes` of its
+    goal document.
     """
     fleet = list(devices)
     placeable = [d for d in deployments if d.key in models]
@@ -60,7 +68,14 @@ def snapshot(
         sizes[d.key] = max(size, sizes.get(d.key, 0))
     known = {key: measured.best(f.digest for f in files(models[key])) for key in sizes}
     return Snapshot(
-        devices={d.id: _device_view(d, models, failed.get(d.id, {}), now) for d in fleet},
+        devices={
+            d.id: _reserve(
+                _device_view(d, models, failed.get(d.id, {}), now),
+                reserved.get(d.id, 0),
+                goal_bytes.get(d.id, 0),
+            )
+            for d in fleet
+        },
         deployments=tuple(
             DeploymentView(
                 name=d.name,
@@ -83,19 +98,45 @@ def snapshot(
     )
 
 
+def assigned_bytes(
+    devices: Iterable[Device],
+    deployments: Mapping[str, Deployment],
+    assignment: Mapping[str, frozenset[str]],
+    models: Mapping[ModelKey, ModelVersion],
+) -> dict[str, int]:
+    """Memory that deployments which are not sharded take, by device: what a device reports, else
+    what is thought."""
+    wanted: dict[str, set[ModelKey]] = {}
+    for name, chosen in assignment.items():
+        deployment = deployments.get(name)
+        if deployment is not None and deployment.key in models:
+            for member in chosen:
+                wanted.setdefault(member, set()).add(deployment.key)
+    found: dict[str, int] = {}
+    for device in devices:
+        keys = wanted.get(device.id, set())
+        known = {(r.model, r.version): r.memory_bytes for r in device.replicas}
+        found[device.id] = sum(known.get(key) or memory_estimate(models[key].size) for key in keys)
+    return found
+
+
 def served_models(
     devices: Iterable[Device],
     deployments: Iterable[Deployment],
     models: Mapping[ModelKey, ModelVersion],
     asked: Mapping[tuple[str, ModelKey], int],
+    pipelines: Mapping[ModelKey, Sequence[Replica]] = _NO_PIPELINES,
 ) -> list[ServedModel]:
     """What the gateway serves: models of deployments, and versions of them that were replaced
     but still run, with the devices that are online, open and ready with the right artifact.
 
     `asked` holds the number of the goal with which a device was last asked for a model: what it
-    reported before that may be about to be unloaded.
+    reported before that may be about to be unloaded. `pipelines` are those of sharded deployments
+    that are ready, in the order in which they are to be used.
     """
+    deployments = list(deployments)
     deployed = {d.key for d in deployments}
+    sharded = {d.key for d in deployments if d.shards is not None}
     names = {model for model, _ in deployed}
     replicas: dict[ModelKey, list[Replica]] = {}
     for device in devices:
@@ -121,11 +162,15 @@ def served_models(
             platform=model.platform,
             signature=model.signature,
             max_batch=model.max_batch,
-            replicas=tuple(sorted(replicas.get(key, ()), key=lambda r: r.device)),
+            replicas=(
+                *sorted(replicas.get(key, ()), key=lambda r: r.device),
+                *pipelines.get(key, ()),
+            ),
             labels=model.labels,
+            sharded=key in sharded,
         )
         for key, model in sorted(models.items())
-        if key in deployed or key in replicas
+        if key in deployed or key in replicas or key in pipelines
     ]
 
 
@@ -164,6 +209,16 @@ def _device_view(
             if report.state is not ReplicaState.FAILED
         },
         failed=failed,
+    )
+
+
+def _reserve(device: DeviceView, memory_bytes: int, goal_bytes: int) -> DeviceView:
+    if not memory_bytes and not goal_bytes:
+        return device
+    return replace(
+        device,
+        memory_bytes=max(0, device.memory_bytes - memory_bytes),
+        goal_bytes=goal_bytes,
     )
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from shoal_controlplane.api.conditional import IfMatch, etag
 from shoal_controlplane.api.idempotency import Idempotency, IdempotencyKey
 from shoal_controlplane.api.paging import Page, Paging, page
+from shoal_controlplane.deployments.deployment import AUTO
 from shoal_controlplane.deployments.goals import MAX_BATCH
 from shoal_controlplane.deployments.service import (
     DeploymentChange,
@@ -20,6 +21,8 @@ from shoal_controlplane.deployments.service import (
 from shoal_controlplane.deployments.views import DeploymentView, MeasuredView
 from shoal_controlplane.devices.routes import LabelFilter, parse_labels
 from shoal_controlplane.errors import InvalidError
+from shoal_controlplane.planner.partition.problem import Objective
+from shoal_controlplane.plans.routes import Shapes, Shards, shape_hints
 from shoal_shared.status import DeploymentState
 
 PREFIX = "/api/v1/deployments"
@@ -31,10 +34,12 @@ Select = Annotated[dict[Label, Label], Field(max_length=16)]
 
 
 class DeploymentRequest(BaseModel):
-    """What to deploy. Without `version`, the newest; `replicas` (1 by default) or `all`.
+    """What to deploy. Without `version`, the newest; `replicas` (1 by default), `all` or `shards`.
 
     With `require_accelerator` a replica fails rather than runs on the CPU; `options` go to the
-    runtime.
+    runtime. `shards` cuts the model into so many stages over several devices, "auto" lets the
+    planner choose how many; then `objective` is what the plan is to be best in (throughput by
+    default), and `shapes` are sizes of inputs that the model leaves open.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -49,6 +54,9 @@ class DeploymentRequest(BaseModel):
     max_batch: Annotated[int, Field(ge=1, le=MAX_BATCH)] | None = None
     options: dict[str, Any] = {}
     require_accelerator: bool = False
+    shards: Shards | None = None
+    objective: Objective | None = None
+    shapes: Shapes | None = None
 
 
 class DeploymentPatch(BaseModel):
@@ -74,6 +82,10 @@ def deployment_routes(service: DeploymentService, idempotency: Idempotency) -> A
         """Deploy a model: the planner chooses devices that fit."""
         if new.all and new.replicas is not None:
             raise InvalidError("Give either replicas or all, not both.")
+        if new.shards is not None and (new.all or new.replicas is not None):
+            raise InvalidError("Give either shards or replicas or all: shards have one pipeline.")
+        if new.shards is None and (new.objective is not None or new.shapes is not None):
+            raise InvalidError("objective and shapes are for plans: give shards as well.")
 
         async def make() -> Response:
             view = await service.create(
@@ -87,6 +99,9 @@ def deployment_routes(service: DeploymentService, idempotency: Idempotency) -> A
                     max_batch=new.max_batch,
                     options=new.options,
                     require_accelerator=new.require_accelerator,
+                    shards=AUTO if new.shards == "auto" else new.shards,
+                    objective=new.objective or Objective.THROUGHPUT,
+                    shapes=shape_hints(new.shapes or {}),
                 )
             )
             headers = {"Location": f"{PREFIX}/{view.name}", "ETag": etag(view.revision)}

@@ -22,6 +22,7 @@ from shoal_controlplane.deployments.views import (
 from shoal_controlplane.errors import ConflictError, InvalidError, NotFoundError
 from shoal_controlplane.events.log import EventLog
 from shoal_controlplane.models.version import ModelVersion
+from shoal_controlplane.planner.partition.problem import Objective
 from shoal_shared.names import NAME_RULE, is_name
 from shoal_shared.status import DeploymentState
 
@@ -33,7 +34,7 @@ MAX_NAME = 64
 class NewDeployment:
     """What to create. Without a `name` it gets the model's; without a `version` the newest;
     `replicas` None means every device that fits. With `require_accelerator` a replica fails
-    rather than runs on the CPU."""
+    rather than runs on the CPU. `shards`, `objective` and `shapes` as in `Deployment`."""
 
     model: str
     version: str | None = None
@@ -44,6 +45,9 @@ class NewDeployment:
     max_batch: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     require_accelerator: bool = False
+    shards: int | None = None
+    objective: Objective = Objective.THROUGHPUT
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,7 @@ class DeploymentService:
             )
         async with self._store.changing:
             deployment = Deployment(
-                name=self._name(new.name, model),
+                name=self._name(new, model),
                 model=model.name,
                 version=model.version,
                 replicas=new.replicas,
@@ -138,6 +142,9 @@ class DeploymentService:
                 max_batch=new.max_batch,
                 options=options,
                 require_accelerator=new.require_accelerator,
+                shards=new.shards,
+                objective=new.objective,
+                shapes=dict(new.shapes),
             )
             _check_size(deployment, model)
             await self._store.put(deployment)
@@ -152,6 +159,10 @@ class DeploymentService:
         async with self._store.changing:
             before = self._find(name)
             check_if_match(if_match, before.revision)
+            if before.shards is not None and (change.replicas is not None or change.every):
+                raise InvalidError(
+                    f"Deployment {name} is sharded: its plan says how many devices it takes."
+                )
             model = await self._models.get(before.model, change.version or before.version)
             after = replace(
                 before,
@@ -195,21 +206,23 @@ class DeploymentService:
     def _shown(self, deployment: Deployment) -> DeploymentView:
         return deployment_view(deployment, self._controller.summary(deployment))
 
-    def _name(self, asked: str | None, model: ModelVersion) -> str:
+    def _name(self, new: NewDeployment, model: ModelVersion) -> str:
         """The name asked for, or a free one made of the model's. Raises `ConflictError`."""
-        taken = self._store.deployments
+        asked, taken = new.name, self._store.deployments
         if asked is not None:
             if asked in taken:
                 raise ConflictError(
                     f"There is a deployment {asked} already: change it, or choose another name."
                 )
             return asked
-        same = self._store.using(model.name, model.version)
-        if same:
-            raise ConflictError(
-                f"Deployment {same[0]} serves {model.name}:{model.version} already: change it, "
-                "or name a second one."
-            )
+        sharded = new.shards is not None
+        for name in self._store.using(model.name, model.version):
+            # On whole devices and in stages at once is how one changes from one to the other.
+            if (taken[name].shards is not None) is sharded:
+                raise ConflictError(
+                    f"Deployment {name} serves {model.name}:{model.version} already: change it, "
+                    "or name a second one."
+                )
         bases = [model.name, f"{model.name[: MAX_NAME // 2]}-{model.version}"[:MAX_NAME]]
         bases += [f"{bases[1][: MAX_NAME - 6]}-{n}" for n in range(2, len(taken) + 2)]
         return next(name for name in bases if name not in taken)

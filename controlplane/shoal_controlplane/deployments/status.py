@@ -9,8 +9,21 @@ from shoal_controlplane.deployments.deployment import Deployment
 from shoal_controlplane.devices.fallback import fell_back
 from shoal_controlplane.devices.live import Device
 from shoal_controlplane.planner.snapshot import Placed
+from shoal_controlplane.plans.active import PlanState
+from shoal_controlplane.plans.entry import Entry
+from shoal_controlplane.plans.shown import state_of
 from shoal_shared.messages import ReplicaReport
 from shoal_shared.status import DeploymentState, ReplicaState
+
+_PLAN_STATES = {
+    PlanState.PENDING: DeploymentState.PENDING,
+    PlanState.MEASURING: DeploymentState.PROGRESSING,
+    PlanState.CUTTING: DeploymentState.PROGRESSING,
+    PlanState.LOADING: DeploymentState.PROGRESSING,
+    PlanState.READY: DeploymentState.READY,
+    PlanState.DEGRADED: DeploymentState.DEGRADED,
+    PlanState.FAILED: DeploymentState.FAILED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +81,37 @@ def summarise(
     if state is not DeploymentState.READY:
         reason = _reason(placed, placements)
     return Summary(state, reason, wanted, ready, placements)
+
+
+def summarise_plan(
+    deployment: Deployment,
+    has_model: bool,
+    entry: Entry | None,
+    device: Callable[[str], Device | None],
+) -> Summary:
+    """A sharded deployment: its replicas are the stages of its plan on their devices."""
+    if not has_model:
+        missing = f"model {deployment.model}:{deployment.version} is gone: push it again"
+        return Summary(DeploymentState.FAILED, missing, 0, 0, ())
+    plan = entry.plan or entry.candidate if entry is not None else None
+    if entry is None or plan is None:
+        reason = entry.reason if entry is not None else ""
+        state = DeploymentState.PENDING
+        if entry is not None and entry.state in (PlanState.MEASURING, PlanState.CUTTING):
+            state = DeploymentState.PROGRESSING
+        return Summary(state, reason or "it has not been planned yet", 0, 0, ())
+    placements = []
+    for stage, devices in enumerate(plan.current.devices):
+        for name in devices:
+            held, reason, report = state_of(plan, stage, name, device)
+            found = device(name)
+            fallback = found is not None and report is not None and fell_back(found, report)
+            placements.append(Placement(name, held, reason, report, fallback))
+    ready = sum(p.state is ReplicaState.READY for p in placements)
+    state = _PLAN_STATES[entry.state]
+    if state is DeploymentState.READY and not entry.is_current:
+        state = DeploymentState.PROGRESSING
+    return Summary(state, entry.reason, len(placements), ready, tuple(placements))
 
 
 def _state(

@@ -22,6 +22,7 @@ from shoal_controlplane.deployments.tables import (
     GoalRow,
     MeasuredRow,
 )
+from shoal_controlplane.planner.partition.problem import Objective
 from shoal_shared.messages import Desired, decode_document, encode_document
 from shoal_shared.profiles import Profile
 
@@ -137,6 +138,9 @@ def _deployment(row: DeploymentRow) -> Deployment:
         revision=row.revision,
         completed=row.completed,
         require_accelerator=row.require_accelerator,
+        shards=row.shards,
+        objective=Objective(row.objective),
+        shapes=msgspec.json.decode(row.shapes, type=dict[str, tuple[int, ...]]),
     )
 
 
@@ -155,6 +159,9 @@ def _put(session: Session, deployment: Deployment) -> None:
             revision=deployment.revision,
             completed=deployment.completed,
             require_accelerator=deployment.require_accelerator,
+            shards=deployment.shards,
+            objective=deployment.objective.value,
+            shapes=msgspec.json.encode(deployment.shapes).decode(),
         )
     )
 

@@ -7,8 +7,9 @@ from sqlmodel import Field, SQLModel
 
 
 class DeploymentRow(SQLModel, table=True):
-    """One deployment. `replicas` null means all devices that fit; `selector` and `options` are
-    JSON objects; `created_at` is seconds since the epoch."""
+    """One deployment. `replicas` null means all devices that fit; `selector`, `options` and
+    `shapes` are JSON objects; `created_at` is seconds since the epoch; `shards` null means that
+    the model is not cut, 0 that the planner chooses the number of stages."""
 
     __tablename__ = "deployment"
 
@@ -24,6 +25,9 @@ class DeploymentRow(SQLModel, table=True):
     revision: int
     completed: bool = False
     require_accelerator: bool = False
+    shards: int | None = None
+    objective: str = Field(default="throughput", max_length=16)
+    shapes: str = Field(default="{}", sa_column=Column(Text, nullable=False, server_default="{}"))
 
 
 class AssignmentRow(SQLModel, table=True):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from pydantic import BaseModel
 
-from shoal_controlplane.deployments.deployment import Deployment
+from shoal_controlplane.deployments.deployment import AUTO, Deployment
 from shoal_controlplane.deployments.measured import Measured
 from shoal_controlplane.deployments.status import Placement, Summary
 from shoal_controlplane.devices.views import NodesView, ProfileView
 from shoal_controlplane.events.log import timestamp
+from shoal_controlplane.planner.partition.problem import Objective
 from shoal_shared.status import DeploymentState, ReplicaState
 
 
@@ -57,7 +58,8 @@ class MeasuredView(BaseModel):
 
 class DeploymentView(BaseModel):
     """One deployment. `replicas` is null where `all` is true; `wanted` is what that means now;
-    `reason` says what keeps it from being ready."""
+    `reason` says what keeps it from being ready. With `shards` (else null) the model is cut into
+    stages: the plan of the deployment's name tells which."""
 
     name: str
     model: str
@@ -69,6 +71,9 @@ class DeploymentView(BaseModel):
     max_batch: int | None
     options: dict[str, Any]
     require_accelerator: bool
+    shards: int | Literal["auto"] | None
+    objective: Objective
+    shapes: dict[str, list[int]]
     state: DeploymentState
     reason: str
     wanted: int
@@ -104,6 +109,9 @@ def deployment_view(deployment: Deployment, summary: Summary) -> DeploymentView:
         max_batch=deployment.max_batch,
         options=dict(deployment.options),
         require_accelerator=deployment.require_accelerator,
+        shards="auto" if deployment.shards == AUTO else deployment.shards,
+        objective=deployment.objective,
+        shapes={name: list(shape) for name, shape in deployment.shapes.items()},
         state=summary.state,
         reason=summary.reason,
         wanted=summary.wanted,

@@ -2,20 +2,25 @@
 
 Inference is idempotent, so a request whose device dies, stays silent or fails is sent to another
 one; whichever answers first wins. Only a request with a `sequence_id` is tried once.
+
+A pipeline is one more place to send to. It takes as many requests as it has credits; the others
+wait here. When one of its devices goes, all that is under way in it starts again in the next epoch.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from typing import Any
 
 import structlog
 
+from shoal_controlplane.gateway.call import MIN_SILENCE_S, Call, patience_s, read_answer
 from shoal_controlplane.gateway.errors import GatewayError, GatewayStatus
+from shoal_controlplane.gateway.pipelines import Pipelines
 from shoal_controlplane.gateway.router import Router, Ticket
-from shoal_controlplane.gateway.table import Replica
+from shoal_controlplane.gateway.table import Pipeline, Replica
 from shoal_controlplane.mqtt.link import Link
 from shoal_shared import oip
 from shoal_shared.clock import Clock
@@ -37,10 +42,12 @@ MAX_ATTEMPTS = 3
 MAX_RESENDS = 4
 """A message of QoS 0 may be lost with a session; with pauses that double this outlasts most."""
 
-MIN_SILENCE_S = 0.5
-SILENCE_FACTOR = 6.0
-MAX_FIGURE = 2**40
-"""Of a figure in a reply; in µs more than any request may take."""
+MAX_STRANDED = 1024
+"""Requests that wait for the next plan of a sharded model."""
+
+ALIVE_S = 0.5
+ALIVE_ATTEMPTS = 3
+"""How long, and how often, the devices of a silent pipeline have to show that they are there."""
 
 MAX_SENTENCE = 500
 _TICK_S = 1e-3
@@ -54,41 +61,34 @@ _STATUS = {
 }
 
 
-@dataclass(slots=True, eq=False)
-class Call:
-    """A request under way. `replicas` is asked anew for each attempt; `waiting` holds the
-    attempts that may still be answered."""
-
-    request: InferRequest
-    replicas: Callable[[], Sequence[Replica]]
-    items: int
-    deadline: float
-    attempts_left: int
-    resends_left: int
-    answer: asyncio.Future[tuple[InferReply, Ticket]]
-    waiting: dict[bytes, Ticket] = field(default_factory=dict)
-    tried: set[str] = field(default_factory=set)
-    suspects: list[Ticket] = field(default_factory=list)
-    last_error: str = ""
-    last_status: GatewayStatus = GatewayStatus.INTERNAL
-    timer: asyncio.TimerHandle | None = None
-
-    @property
-    def model(self) -> str:
-        return f"{self.request.model_name}:{self.request.model_version}"
+Alive = Callable[[Collection[str], float], Awaitable[Collection[str]]]
+"""Those of some devices that answer within so many seconds."""
 
 
 class Dispatcher:
     """Sends requests, matches replies by their correlation data, and tries again."""
 
     def __init__(
-        self, link: Link, topics: Topics, gateway_id: str, router: Router, clock: Clock
+        self,
+        link: Link,
+        topics: Topics,
+        gateway_id: str,
+        router: Router,
+        clock: Clock,
+        alive: Alive | None = None,
+        listed: Callable[[], Iterable[Pipeline]] = tuple,
     ) -> None:
+        self.pipelines: Pipelines[Call] = Pipelines()
+        self.pipelines.listeners.append(self._abandoned)
+        self._alive = alive
+        self._listed = listed
+        self._asking: dict[str, asyncio.Task[None]] = {}
         self._link = link
         self._topics = topics
         self._router = router
         self._clock = clock
         self._pending: dict[bytes, Call] = {}
+        self._stranded: list[Call] = []
         self._infer_topics: dict[str, str] = {}
         reply_topic = topics.replies(gateway_id)
         self._reply_to = response_topic(reply_topic)
@@ -106,16 +106,28 @@ class Dispatcher:
         deadline: float,
         *,
         idempotent: bool = True,
+        sharded: bool = False,
     ) -> tuple[InferReply, Ticket]:
         """Send `request` (with model name and version) and wait for its answer.
 
-        `deadline` is a reading of the clock. Cancelling the coroutine forgets the request.
-        Raises `GatewayError`.
+        `deadline` is a reading of the clock. Where nothing serves a `sharded` model now, the
+        request waits for the next plan. Cancelling the coroutine forgets the request. Raises
+        `GatewayError`.
         """
         loop = asyncio.get_running_loop()
         attempts = MAX_ATTEMPTS if idempotent else 1
         resends = MAX_RESENDS if idempotent else 0
-        call = Call(request, replicas, items, deadline, attempts, resends, loop.create_future())
+        call = Call(
+            request,
+            replicas,
+            items,
+            deadline,
+            attempts,
+            resends,
+            idempotent,
+            sharded,
+            loop.create_future(),
+        )
         try:
             self._attempt(call)
             return await call.answer
@@ -124,12 +136,45 @@ class Dispatcher:
 
     def device_gone(self, device: str) -> None:
         """The device lost its session: what it was working on goes elsewhere at once."""
+        self.pipelines.left(device, f"device {device} went offline")
         for key, call in list(self._pending.items()):
             ticket = call.waiting.get(key)
             if ticket is not None and ticket.device == device:
                 self._settle(key)
                 self._router.failed(ticket, self._clock())
                 self._failed(call, f"device {device} went offline", GatewayStatus.INTERNAL)
+
+    def device_back(self, device: str) -> None:
+        """The device has a session again."""
+        self.pipelines.returned(device)
+
+    def _abandoned(self, pipeline: Pipeline, device: str, reason: str) -> None:
+        """An epoch ended: its requests start again, and late answers of it find nothing."""
+        log.warning(
+            "pipeline abandoned",
+            plan=pipeline.plan,
+            epoch=pipeline.epoch,
+            device=device,
+            reason=reason,
+        )
+        now = self._clock()
+        again: dict[int, Call] = {}
+        # Those who wait for a credit come first: the credits that come back must not send them.
+        for call in self.pipelines.waiting(pipeline):
+            if call.queued is not None:
+                self._router.released(call.queued, now)
+                call.queued = None
+                again[id(call)] = call
+        for key, call in list(self._pending.items()):
+            ticket = call.waiting.get(key)
+            if ticket is not None and ticket.pipeline == pipeline:
+                self._settle(key)
+                self._router.released(ticket, now)
+                again[id(call)] = call
+        for call in again.values():
+            if call.idempotent:
+                call.attempts_left = max(1, call.attempts_left)
+            self._failed(call, f"pipeline {pipeline.plan}: {reason}", GatewayStatus.UNAVAILABLE)
 
     def _attempt(self, call: Call, *, all_silent: bool = False) -> None:
         """Send to the best device that was not tried, or end the call.
@@ -145,16 +190,21 @@ class Dispatcher:
             return
         ticket = None
         if call.attempts_left > 0:
-            ticket = self._router.pick(
-                call.model, call.replicas(), call.items, now, exclude=call.tried
-            )
+            places = self.pipelines.usable(call.replicas(), call.tried)
+            ticket = self._router.pick(call.model, places, call.items, now, exclude=call.tried)
         if ticket is None and all_silent and call.resends_left > 0:
             call.resends_left -= 1
-            ticket = self._router.pick(call.model, call.replicas(), call.items, now)
+            places = self.pipelines.usable(call.replicas(), ())
+            ticket = self._router.pick(call.model, places, call.items, now)
         if ticket is None:
-            if call.waiting:
+            if call.queued is not None:
+                self._set_timer(call, remaining)
+            elif call.waiting:
                 pause = MIN_SILENCE_S * 2 ** (MAX_RESENDS - call.resends_left)
                 self._set_timer(call, min(remaining, pause) if call.resends_left else remaining)
+            elif self._may_strand(call):
+                self._stranded.append(call)
+                self._set_timer(call, remaining)
             elif call.last_error:
                 passing = call.last_status is not GatewayStatus.INTERNAL
                 self._fail(call, call.last_status, call.last_error, 1.0 if passing else None)
@@ -179,26 +229,85 @@ class Dispatcher:
             return
         call.tried.add(ticket.device)
         call.attempts_left = max(0, call.attempts_left - 1)
+        if ticket.pipeline is not None and not self.pipelines.enter(ticket.pipeline):
+            self._queue(call, ticket, ticket.pipeline, remaining)
+            return
+        self._launch(call, ticket, remaining)
+
+    def _may_strand(self, call: Call) -> bool:
+        """Whether a request waits for the next plan of its model: none serves now, and it did
+        not fail for a reason of its own."""
+        if len(self._stranded) >= MAX_STRANDED:
+            self._stranded = [call for call in self._stranded if not call.answer.done()]
+        return (
+            call.sharded
+            and call.attempts_left > 0
+            and call.last_status is not GatewayStatus.INTERNAL
+            and len(self._stranded) < MAX_STRANDED
+        )
+
+    def table_changed(self) -> None:
+        """There are other places to send to."""
+        self.pipelines.learn(self._listed())
+        stranded, self._stranded = self._stranded, []
+        for call in stranded:
+            self._attempt(call)
+
+    def _queue(self, call: Call, ticket: Ticket, pipeline: Pipeline, remaining: float) -> None:
+        """Wait for a credit of a pipeline."""
+        if not self.pipelines.wait(pipeline, call):
+            self._router.released(ticket, self._clock())
+            self._fail(
+                call,
+                GatewayStatus.EXHAUSTED,
+                f"too many requests to {call.model} are waiting already",
+                retry_after_s=max(1.0, ticket.delay_ms / 1e3),
+            )
+            return
+        call.queued = ticket
+        self._set_timer(call, remaining)
+
+    def _credit(self, pipeline: Pipeline) -> None:
+        """A request left a pipeline: whoever waits longest for its credit is next."""
+        self.pipelines.leave(pipeline)
+        while (call := self.pipelines.next_waiting(pipeline)) is not None:
+            ticket, call.queued = call.queued, None
+            if ticket is None:
+                continue
+            if call.answer.done():
+                self._router.released(ticket, self._clock())
+                continue
+            ticket.sent_at = self._clock()
+            self.pipelines.enter(pipeline)
+            self._launch(call, ticket, call.deadline - ticket.sent_at)
+
+    def _launch(self, call: Call, ticket: Ticket, remaining: float) -> None:
+        """Send to the place of a ticket, and set the time for it to answer."""
+        now = self._clock()
         if not self._send(call, ticket, remaining):
             self._router.released(ticket, now)
             self._fail(
                 call, GatewayStatus.UNAVAILABLE, "the broker cannot be reached", retry_after_s=1.0
             )
             return
-        patience = _patience_s(ticket) * 2 ** (MAX_RESENDS - call.resends_left)
+        patience = patience_s(ticket) * 2 ** (MAX_RESENDS - call.resends_left)
         again = call.attempts_left > 0 or call.resends_left > 0
         self._set_timer(call, min(remaining, patience) if again else remaining)
 
     def _send(self, call: Call, ticket: Ticket, remaining: float) -> bool:
-        call.request.parameters = {"timeout": int(remaining * 1e6)}
-        buffers, header_length = oip.encode_request(call.request)
         # Not to be guessed: one device must not answer for another, nor a reply to an earlier
         # process for this one.
         key = secrets.token_bytes(8)
-        topic = self._infer_topics.get(ticket.device)
-        if topic is None:
-            topic = self._topics.device(ticket.device, DeviceTopic.INFER)
-            self._infer_topics[ticket.device] = topic
+        parameters: dict[str, Any] = {"timeout": int(remaining * 1e6)}
+        pipeline = ticket.pipeline
+        if pipeline is not None:
+            parameters["epoch"] = pipeline.epoch
+            entry = self.pipelines.entry(pipeline)
+            topic = self._topics.stage(pipeline.plan, pipeline.epoch, 0, entry)
+        else:
+            topic = self._infer_topic(ticket.device)
+        call.request.parameters = parameters
+        buffers, header_length = oip.encode_request(call.request)
         properties = PublishProperties(
             self._reply_to,
             correlation_data(key),
@@ -212,10 +321,21 @@ class Dispatcher:
         self._settle(key)
         return False
 
+    def _infer_topic(self, device: str) -> str:
+        topic = self._infer_topics.get(device)
+        if topic is None:
+            topic = self._infer_topics[device] = self._topics.device(device, DeviceTopic.INFER)
+        return topic
+
     def _settle(self, key: bytes) -> tuple[Call, Ticket] | None:
         """Take out the attempt that `key` names, if it is still waited for."""
         call = self._pending.pop(key, None)
-        return None if call is None else (call, call.waiting.pop(key))
+        if call is None:
+            return None
+        ticket = call.waiting.pop(key)
+        if ticket.pipeline is not None:
+            self._credit(ticket.pipeline)
+        return call, ticket
 
     def _on_reply(self, message: Message) -> None:
         # Late, replayed and forged replies find nothing that waits for them.
@@ -225,19 +345,20 @@ class Dispatcher:
         call, ticket = entry
         now = self._clock()
         try:
-            length = message.user_properties.get(oip.HEADER_LENGTH)
-            reply = oip.decode_reply(message.payload, int(length) if length else None)
-            code = InferCode(reply.code) if reply.error else None
-            names = ("queue_depth", "service_us", "batch")
-            depth, service_us, batch = (_figure(reply, name) for name in names)
+            answer = read_answer(message, ticket)
         except ValueError as error:
             log.warning("unreadable reply", device=ticket.device, error=str(error))
             self._router.failed(ticket, now)
             sentence = f"device {ticket.device} sent a reply that cannot be read"
             self._failed(call, sentence, GatewayStatus.INTERNAL)
             return
+        reply, code = answer.reply, answer.code
         if code is None:
-            self._router.succeeded(ticket, now, depth, service_us / 1e3, batch)
+            service_ms = answer.service_us / 1e3
+            self._router.succeeded(ticket, now, answer.queue_depth, service_ms, answer.batch)
+            trace = reply.parameters.get("trace")
+            if ticket.pipeline is not None and isinstance(trace, list):
+                self.pipelines.observe(ticket.pipeline, trace)
             if not call.answer.done():
                 call.answer.set_result((reply, ticket))
             return
@@ -260,15 +381,39 @@ class Dispatcher:
     def _on_silence(self, call: Call) -> None:
         now = self._clock()
         call.timer = None
-        for ticket in call.waiting.values():
+        for ticket in list(call.waiting.values()):
+            if ticket.pipeline is not None:
+                self._ask(ticket.pipeline)
             # The reply may still come and then wins; the device is to blame all the same, unless
             # the deadline was too short to tell.
-            if now - ticket.sent_at >= _patience_s(ticket) - _TICK_S:
+            if now - ticket.sent_at >= patience_s(ticket) - _TICK_S:
                 self._router.failed(ticket, now)
         if now >= call.deadline - _TICK_S:
             self._fail(call, GatewayStatus.DEADLINE, "the deadline passed before an answer came")
         else:
             self._attempt(call, all_silent=True)
+
+    def _ask(self, pipeline: Pipeline) -> None:
+        """A pipeline stays silent: find out which of its devices are still there."""
+        if self._alive is None or pipeline.plan in self._asking:
+            return
+        alive = self._alive
+
+        async def ask() -> None:
+            missing = pipeline.devices
+            try:
+                for _ in range(ALIVE_ATTEMPTS):
+                    missing = missing - set(await alive(missing, ALIVE_S))
+                    if not missing:
+                        return
+                # If nobody answers it is the broker, or this host, that is slow.
+                if missing < pipeline.devices:
+                    for device in sorted(missing):
+                        self.pipelines.suspect(device, f"device {device} does not answer")
+            finally:
+                del self._asking[pipeline.plan]
+
+        self._asking[pipeline.plan] = asyncio.create_task(ask())
 
     def _set_timer(self, call: Call, seconds: float) -> None:
         if call.timer is not None:
@@ -292,23 +437,13 @@ class Dispatcher:
         now = self._clock()
         answered = call.answer.done() and not call.answer.cancelled()
         answered = answered and call.answer.exception() is None
-        for key, ticket in call.waiting.items():
-            del self._pending[key]
+        for key, ticket in list(call.waiting.items()):
+            self._settle(key)
             self._router.released(ticket, now)
-        call.waiting.clear()
+        if call.queued is not None:
+            self._router.released(call.queued, now)
+            call.queued = None
         if answered:
             # Another device answered the same request: the suspects were at fault, not it.
             for ticket in call.suspects:
                 self._router.blame(ticket.device, now, probe=ticket.probe)
-
-
-def _patience_s(ticket: Ticket) -> float:
-    """How long a device may stay silent before the request is sent to another one, too."""
-    return max(MIN_SILENCE_S, SILENCE_FACTOR * ticket.delay_ms / 1e3)
-
-
-def _figure(reply: InferReply, name: str) -> int:
-    value = reply.parameters.get(name, 0)
-    if type(value) is not int or not 0 <= value <= MAX_FIGURE:
-        raise ValueError(f"its {name} is not a number that can be")
-    return value

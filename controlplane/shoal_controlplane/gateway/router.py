@@ -17,7 +17,7 @@ import random
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from shoal_controlplane.gateway.table import Replica
+from shoal_controlplane.gateway.table import Pipeline, Replica
 from shoal_shared.profiles import Profile
 
 _LEAST_MS = 1e-3
@@ -41,9 +41,10 @@ class RouterSettings:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One request on its way to one device. `delay_ms` is what the router expects.
+    """One request on its way to one place. `delay_ms` is what the router expects.
 
     `state` is what the router knew of the device then; a device that returned has a new one.
+    `pipeline` is set where the place is no single device; `device` is its name then.
     """
 
     device: str
@@ -54,6 +55,16 @@ class Ticket:
     probe: bool = False
     open: bool = True
     state: _Device | None = field(default=None, repr=False)
+    pipeline: Pipeline | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What the router expects of a device: how long until it begins with a request that comes
+    now, round trip included, and how many times longer than its profile says it takes."""
+
+    waiting_ms: float
+    factor: float
 
 
 @dataclass(slots=True)
@@ -109,39 +120,51 @@ class Router:
         `now` is monotonic seconds. The ticket counts as in flight until one of `succeeded`,
         `failed` or `released` is called with it. None if every replica is excluded or ejected.
         """
-        best: tuple[float, float, str, _Device, _Work] | None = None
+        best: tuple[float, float, Replica, _Device, _Work] | None = None
         for replica in replicas:
             name = replica.device
             if name in exclude:
                 continue
-            device = self._devices.get(name)
-            if device is None:
-                device = self._devices[name] = _Device()
-            if device.ejected_until and (device.probing or now < device.ejected_until):
+            device, work = self._state(model, replica)
+            if not self._open(device, now):
                 continue
-            work = device.work.get(model)
-            if work is None:
-                work = device.work[model] = _Work(replica.profile)
-            elif work.profile is not replica.profile:
-                work.measured(replica.profile)
-            work.slowed = replica.slowed
             own = _batched_ms(work.profile, items) * self._factor(work, now)
             if best is not None and device.round_trip_ms + own > best[0]:
                 continue  # Waiting only adds to it.
             delay = device.round_trip_ms + self._waiting(device, work, items, own, now)
             key = (delay, self._rng.random())
             if best is None or key < best[:2]:
-                best = (*key, name, device, work)
+                best = (*key, replica, device, work)
         if best is None:
             return None
-        delay, _, name, device, work = best
+        delay, _, replica, device, work = best
         if not device.in_flight:
             device.head_since = now
         work.items += items
         device.in_flight += 1
         probe = device.ejected_until > 0
         device.probing = device.probing or probe
-        return Ticket(name, model, items, delay, now, probe, state=device)
+        return Ticket(
+            replica.device,
+            model,
+            items,
+            delay,
+            now,
+            probe,
+            state=device,
+            pipeline=replica.pipeline,
+        )
+
+    def outlook(self, model: str, replica: Replica, items: int, now: float) -> Outlook | None:
+        """What to expect if `items` batch items went there now; None if the device gets no
+        requests now. Nothing is sent, nothing counted."""
+        device, work = self._state(model, replica)
+        if not self._open(device, now):
+            return None
+        factor = self._factor(work, now)
+        own = _batched_ms(work.profile, items) * factor
+        done = device.round_trip_ms + self._waiting(device, work, items, own, now)
+        return Outlook(max(0.0, done - own), factor)
 
     def succeeded(
         self, ticket: Ticket, now: float, queue_depth: int, service_ms: float, batch: int
@@ -206,6 +229,24 @@ class Router:
     def ejected(self, now: float) -> list[str]:
         """Devices that get no requests now."""
         return [name for name, d in self._devices.items() if d.ejected_until > now]
+
+    def _state(self, model: str, replica: Replica) -> tuple[_Device, _Work]:
+        """What is known of a replica, brought up to date with its profile."""
+        device = self._devices.get(replica.device)
+        if device is None:
+            device = self._devices[replica.device] = _Device()
+        work = device.work.get(model)
+        if work is None:
+            work = device.work[model] = _Work(replica.profile)
+        elif work.profile is not replica.profile:
+            work.measured(replica.profile)
+        work.slowed = replica.slowed
+        return device, work
+
+    @staticmethod
+    def _open(device: _Device, now: float) -> bool:
+        """Whether the device gets requests: it is not ejected, or may be probed."""
+        return not (device.ejected_until and (device.probing or now < device.ejected_until))
 
     def _close(self, ticket: Ticket, now: float) -> _Device | None:
         device = self._devices.get(ticket.device)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
+from shoal_controlplane.gateway.batch import BatchRunner
 from shoal_controlplane.gateway.classification import classify
 from shoal_controlplane.gateway.dispatch import Dispatcher
 from shoal_controlplane.gateway.errors import GatewayError, GatewayStatus
+from shoal_controlplane.gateway.join import JoinError
 from shoal_controlplane.gateway.statistics import Statistics
 from shoal_controlplane.gateway.table import Replica, ServedModel, ServingTable
 from shoal_shared.clock import Clock
@@ -17,6 +19,8 @@ from shoal_shared.validation import check_request
 
 DEFAULT_TIMEOUT_S = 30.0
 MAX_TIMEOUT_S = 3600.0
+MAX_ITEMS = 100_000
+"""Of one request, where it may be split; what is more is a mistake."""
 
 
 class ModelRepository(Protocol):
@@ -33,7 +37,7 @@ class ModelRepository(Protocol):
 
 
 class Gateway:
-    """Answers inference requests out of the serving table."""
+    """Answers inference requests out of the serving table. Without `batches` none is split."""
 
     def __init__(
         self,
@@ -44,11 +48,13 @@ class Gateway:
         clock: Clock,
         wall_clock: Callable[[], float] = time.time,
         default_timeout_s: float = DEFAULT_TIMEOUT_S,
+        batches: BatchRunner | None = None,
     ) -> None:
         self.table = table
         self.repository = repository
         self.statistics = Statistics()
         self._dispatcher = dispatcher
+        self._batches = batches
         self._clock = clock
         self._wall_clock = wall_clock
         self._default_timeout_s = default_timeout_s
@@ -72,7 +78,9 @@ class Gateway:
         started = self._clock()
         model = self.model(name, version)
         try:
-            items = check_request(request, model.signature, model.max_batch)
+            idempotent = "sequence_id" not in request.parameters
+            most = MAX_ITEMS if idempotent and self._batches is not None else 0
+            items = check_request(request, model.signature, model.max_batch, most)
             timeout = self._timeout(request, timeout_s)
         except OipError as error:
             raise GatewayError(GatewayStatus.INVALID, str(error)) from None
@@ -85,13 +93,7 @@ class Gateway:
         )
         sent = self._clock()
         try:
-            reply, ticket = await self._dispatcher.call(
-                wire,
-                lambda: self._replicas(model),
-                items,
-                started + timeout,
-                idempotent="sequence_id" not in request.parameters,
-            )
+            reply = await self._call(wire, model, items, started + timeout, idempotent)
             received = self._clock()
             outputs = self._outputs(reply, request, model)
         except GatewayError:
@@ -110,8 +112,37 @@ class Gateway:
             output_ns=int((now - received) * 1e9),
             wall_ms=int(self._wall_clock() * 1000),
         )
-        parameters: dict[str, Any] = {"device": ticket.device, "service_us": service_us}
+        told = ("device", "devices", "service_us")
+        parameters = {key: reply.parameters[key] for key in told if key in reply.parameters}
         return InferReply(outputs, model.name, model.version, request.id, parameters)
+
+    async def _call(
+        self,
+        wire: InferRequest,
+        model: ServedModel,
+        items: int,
+        deadline: float,
+        idempotent: bool,
+    ) -> InferReply:
+        """The answer of one device, or of several together where splitting pays."""
+
+        def replicas() -> tuple[Replica, ...]:
+            return self._replicas(model)
+
+        batches = self._batches
+        if batches is not None and idempotent and batches.pays(wire, model, items):
+            try:
+                return await batches.call(wire, model, replicas, items, deadline)
+            except JoinError as error:
+                # Output sizes depend on the data: only one device can answer the whole.
+                if items > model.max_batch:
+                    raise GatewayError(GatewayStatus.INTERNAL, str(error)) from None
+        reply, ticket = await self._dispatcher.call(
+            wire, replicas, items, deadline, idempotent=idempotent, sharded=model.sharded
+        )
+        reply.parameters.pop("devices", None)
+        reply.parameters["device"] = ticket.device
+        return reply
 
     def _replicas(self, model: ServedModel) -> tuple[Replica, ...]:
         current = self.table.find(model.name, model.version)

@@ -5,7 +5,7 @@ Deployments publish a new picture whenever it changes; the gateway never asks th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from shoal_shared.profiles import Profile
@@ -13,8 +13,30 @@ from shoal_shared.signature import ModelSignature
 
 
 @dataclass(frozen=True, slots=True)
+class Pipeline:
+    """An epoch of a plan that is ready: each stage is loaded on its devices.
+
+    `stages` are the devices by stage, replicas of a stage side by side, and `shares` the parts of
+    the requests that each replica of the first stage gets. At most `credits` requests of a gateway
+    may be under way in it. `stage_ms` is the planned compute time of each stage.
+    """
+
+    plan: str
+    epoch: int
+    stages: tuple[tuple[str, ...], ...]
+    shares: tuple[float, ...]
+    credits: int
+    stage_ms: tuple[float, ...]
+
+    @property
+    def devices(self) -> frozenset[str]:
+        return frozenset(device for stage in self.stages for device in stage)
+
+
+@dataclass(frozen=True, slots=True)
 class Replica:
-    """A model that is ready on a device which is online and not cordoned.
+    """One place to send requests to: a model that is ready on a device which is online and not
+    cordoned, or a `pipeline` of devices, and then `device` is the pipeline's own name.
 
     `slowed` says that the device throttles since after `profile` was measured.
     """
@@ -22,6 +44,7 @@ class Replica:
     device: str
     profile: Profile
     slowed: bool = False
+    pipeline: Pipeline | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +53,8 @@ class ServedModel:
 
     `max_batch` is 0 where the model has no batch dimension. `labels` holds class names per
     output, for the classification extension. `platform` is Triton's name for the format, such
-    as `onnxruntime_onnx`. A model without replicas is known but not ready.
+    as `onnxruntime_onnx`. A model without replicas is known but not ready; if it is `sharded`, its
+    requests wait for the next plan.
     """
 
     name: str
@@ -40,6 +64,7 @@ class ServedModel:
     max_batch: int
     replicas: tuple[Replica, ...] = ()
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    sharded: bool = False
 
     @property
     def ready(self) -> bool:
@@ -56,6 +81,11 @@ class ServingTable:
     def __init__(self) -> None:
         self._models: dict[str, dict[str, ServedModel]] = {}
         self._default: dict[str, ServedModel] = {}
+        self._listeners: list[Callable[[], None]] = []
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after every change."""
+        self._listeners.append(listener)
 
     def publish(self, models: Iterable[ServedModel]) -> None:
         """Replace the picture."""
@@ -67,6 +97,13 @@ class ServingTable:
             name: max(versions.values(), key=lambda m: (m.ready, version_key(m.version)))
             for name, versions in table.items()
         }
+        for listener in self._listeners:
+            listener()
+
+    def pipelines(self) -> list[Pipeline]:
+        """Every epoch of every plan."""
+        pipelines = (r.pipeline for model in self.all() for r in model.replicas)
+        return [pipeline for pipeline in pipelines if pipeline is not None]
 
     def find(self, name: str, version: str = "") -> ServedModel | None:
         """The named version, or without `version` the default one; None if unknown."""

@@ -43,6 +43,7 @@ MAX_LABEL_FILE_BYTES: Final = 4 * 1024 * 1024
 MAX_LABELS: Final = 100_000
 MAX_SIDE: Final = 4096
 MAX_ANCHOR_LAYERS: Final = 16
+COMPRESSIONS: Final = ("fp16", "int8")
 
 Resize: TypeAlias = Literal["center-crop", "stretch", "pad", "fit-height", "multiple-of"]
 Datatype: TypeAlias = Literal["FP32", "FP16", "UINT8", "INT8"]
@@ -52,12 +53,15 @@ Channels: TypeAlias = tuple[float, float, float]
 @dataclass(frozen=True)
 class ModelFacts:
     """`[model]`: what people should know. `tolerance` is the largest absolute difference between
-    two runtimes' outputs that still counts as the same answer; None if the author gave none."""
+    two runtimes' outputs that still counts as the same answer; None if the author gave none.
+    `compression` allows tensors between the stages of the sharded model to travel as "fp16" or
+    "int8"."""
 
     name: str
     description: str = ""
     licence: str = ""
     tolerance: float | None = None
+    compression: str = ""
 
 
 @dataclass(frozen=True)
@@ -208,8 +212,9 @@ def card_from_dict(document: object) -> ModelCard:
 def card_to_dict(card: ModelCard) -> dict[str, Any]:
     """The card as plain JSON values; `card_from_dict` gives the same card back."""
     document = cast("dict[str, Any]", _plain(asdict(card)))
-    if document["model"]["tolerance"] is None:
-        del document["model"]["tolerance"]
+    document["model"] = {k: v for k, v in document["model"].items() if v is not None}
+    if not card.model.compression:
+        del document["model"]["compression"]
     golden = {
         key: value for key, value in document.pop("golden").items() if value not in (None, "")
     }
@@ -242,6 +247,9 @@ def _model(section: Section) -> ModelFacts:
         description=section.text("description", default="", limit=1000),
         licence=section.text("licence", default="", limit=100),
         tolerance=section.number("tolerance", above=0.0, most=1.0, optional=True),
+        compression=(
+            section.choice("compression", COMPRESSIONS) if "compression" in section else ""
+        ),
     )
     section.finish()
     return facts

@@ -64,7 +64,10 @@ class _Fleet:
         self._devices = snapshot.devices
         self._assignment = snapshot.assignment
         self._limits = snapshot.limits
-        self._loads = {name: _Load(set()) for name in snapshot.devices}
+        self._loads = {
+            name: _Load(set(), goal_bytes=device.goal_bytes)
+            for name, device in snapshot.devices.items()
+        }
 
     def present(self, deployment: DeploymentView) -> list[DeviceView]:
         """Assigned devices that may stay, no more than wanted."""

@@ -29,7 +29,8 @@ class DeviceView:
     may use together, `disk_bytes` what is free for models that the device does not hold yet;
     `held` gives the models that it reports as loaded and the memory that each takes (0 where it
     was not measured). `failed` gives the age in seconds of the last failure per model.
-    `accelerated` says that one of its runtimes lists a provider other than the CPU.
+    `accelerated` says that one of its runtimes lists a provider other than the CPU. `goal_bytes`
+    of its goal document are taken by plans.
     """
 
     id: str
@@ -43,6 +44,7 @@ class DeviceView:
     cordoned: bool = False
     held: Mapping[ModelKey, int] = field(default_factory=dict)
     failed: Mapping[ModelKey, float] = field(default_factory=dict)
+    goal_bytes: int = 0
 
     @property
     def online(self) -> bool:

@@ -30,6 +30,7 @@ from shoal_shared.messages import (
     Document,
     ModelGoal,
     Reported,
+    RoleGoal,
     RuntimeInfo,
     Status,
     Telemetry,
@@ -58,6 +59,8 @@ class Wire:
         self.handlers: dict[str, Handler] = {}
         self.listeners: list[Callable[[bool], None]] = []
         self.sent: list[tuple[str, bytes]] = []
+        self.asked: list[tuple[int, str]] = []
+        """Topics subscribed, each with how much had been sent before."""
         self.begun = asyncio.Event()
         self.something = asyncio.Event()
 
@@ -66,6 +69,10 @@ class Wire:
 
     def subscribe(self, topic: str, qos: int, handler: Handler) -> None:
         self.handlers[topic] = handler
+        self.asked.append((len(self.sent), topic))
+
+    def unsubscribe(self, topic: str) -> None:
+        del self.handlers[topic]
 
     def on_connection(self, callback: Callable[[bool], None]) -> None:
         self.listeners.append(callback)
@@ -211,11 +218,11 @@ def rig(tmp_path: Path) -> Rig:
     return Rig(tmp_path)
 
 
-def desired(number: int) -> bytes:
+def desired(number: int, *roles: RoleGoal) -> bytes:
     goal = ModelGoal(
         deployment="d", model="m", version="1", digest=DIGEST, size=5, format="onnx", max_batch=2
     )
-    return encode_document(Desired(goal=number, models=(goal,)))
+    return encode_document(Desired(goal=number, models=(goal,), roles=roles))
 
 
 def is_ready(reported: Reported) -> bool:
@@ -357,3 +364,59 @@ def test_two_builds_differ_only_in_their_boot(rig: Rig) -> None:
         environment={},
     )
     assert other._identity.boot_id != rig.agent._identity.boot_id
+
+
+STAGE = "shoal/v1/default/plans/p/7/0"
+ROLE = RoleGoal(plan="p", epoch=7, stage=0, model="m", version="1", passes=("z",))
+
+
+async def test_a_stage_is_listened_to_before_its_goal_is_reported_and_left_with_it(
+    rig: Rig,
+) -> None:
+    async with rig.running():
+        await started(rig)
+        rig.wire.receive("desired", desired(3, ROLE), retain=True)
+        await rig.wire.until(lambda: any(map(is_ready, rig.wire.documents(Reported)[-1:])))
+        ((before, _),) = [asked for asked in rig.wire.asked if asked[1] == STAGE]
+        told = [i for i, (t, p) in enumerate(rig.wire.sent) if t.endswith("reported")]
+        assert before <= min(
+            i for i in told if decode_document(Reported, rig.wire.sent[i][1]).goal == 3
+        )
+        assert read_status(rig.config.state_dir).stages == ("0 of p, epoch 7",)
+
+        tensors = [Tensor(n, "FP32", np.ones((1, 2), np.float32)) for n in "xz"]
+        buffers, length = encode_request(
+            InferRequest(tensors, [], "whole", "1", parameters={"epoch": 7})
+        )
+        handler = rig.wire.handlers[STAGE]
+        handler(
+            Message(
+                STAGE,
+                b"".join(buffers),
+                response_topic=REPLIES,
+                user_properties={"Inference-Header-Content-Length": str(length)},
+            )
+        )
+        await rig.wire.until(lambda: rig.wire.sent[-1][0] == REPLIES)
+        payload = rig.wire.sent[-1][1]
+        reply = decode_reply(payload, len(payload) - 16)
+        assert [(t.name, t.data.tolist()) for t in reply.outputs] == [
+            ("y", [[2.0, 2.0]]),
+            ("z", [[1.0, 1.0]]),
+        ]
+        assert (reply.parameters["epoch"], reply.parameters["trace"][0][0]) == (7, "d1")
+
+        rig.wire.receive("desired", desired(4), retain=True)
+        await rig.wire.until(lambda: rig.wire.documents(Reported)[-1].goal == 4)
+        assert STAGE not in rig.wire.handlers
+
+
+async def test_after_a_reboot_the_stages_are_there_before_the_session(rig: Rig) -> None:
+    async with rig.running():
+        await started(rig)
+        rig.wire.receive("desired", desired(3, ROLE), retain=True)
+        await rig.wire.until(lambda: rig.wire.documents(Reported)[-1].goal == 3)
+    again = Rig(rig.config.state_dir.parent)
+    async with again.running():
+        await asyncio.wait_for(again.wire.begun.wait(), 10)
+        assert STAGE in again.wire.handlers

@@ -19,7 +19,7 @@ from shoal_agent.serving.service import ServingError
 from shoal_agent.updates.fetch import FetchError
 from shoal_agent.updates.goals import Key, Slot, key_of, same_settings
 from shoal_agent.updates.journal import Entry
-from shoal_shared.messages import Desired, GoldenGoal, ModelGoal, VariantGoal
+from shoal_shared.messages import Desired, GoldenGoal, ModelGoal, RoleGoal, VariantGoal
 from shoal_shared.profiles import fit
 from shoal_shared.status import ReplicaState
 
@@ -185,8 +185,13 @@ class World:
     collected: list[set[str]] = field(default_factory=list)
     unfit: dict[str, str] = field(default_factory=dict)
     entry: Entry | None = None
+    roles: list[tuple[RoleGoal, ...]] = field(default_factory=list)
     now: float = 0.0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def take_roles(self, roles: tuple[RoleGoal, ...]) -> None:
+        self.roles.append(roles)
+        self.changed.set()
 
     def has(self, digest: str, size: int) -> bool:
         return digest in self.stored
@@ -255,6 +260,7 @@ async def running(world: World) -> AsyncIterator[Reconciler]:
         clock=lambda: world.now,
         rng=random.Random(1),
         on_change=world.changed.set,
+        on_roles=world.take_roles,
     )
     await reconciler.restore()
     task = asyncio.create_task(reconciler.run())
@@ -497,3 +503,44 @@ async def test_what_may_no_longer_run_here_stops(world: World) -> None:
         reconciler.offer(Desired(goal=2, models=(goal(require_accelerator=True),)))
         await until(world, lambda: states(reconciler) == {"m:1": "failed"})
     assert world.events[-1] == "unload m:1"
+
+
+def role(epoch: int = 1, **changes: object) -> RoleGoal:
+    values: dict[str, object] = {"plan": "p", "stage": 0, "model": "m", "version": "1"} | changes
+    return RoleGoal(epoch=epoch, **values)  # type: ignore[arg-type]
+
+
+async def test_roles_are_taken_up_before_their_goal_is_reported(world: World) -> None:
+    seen: list[tuple[int, int]] = []
+    async with running(world) as reconciler:
+        reconciler._on_change = lambda: seen.append((reconciler.goal, len(world.roles)))
+        reconciler.offer(Desired(goal=5, models=(goal(),), roles=(role(),)))
+        await until(world, lambda: bool(world.roles))
+        reconciler.offer(Desired(goal=6, models=(goal(),)))
+        await until(world, lambda: len(world.roles) == 2)
+        assert world.roles == [(role(),), ()]
+        # Not before they are remembered, nor after the goal's number is out.
+        assert world.events[0] == "journal 5"
+        await until(world, lambda: reconciler.goal == 6)
+    assert {goals: min(n for g, n in seen if g == goals) for goals, _ in seen} == {5: 1, 6: 2}
+
+
+async def test_roles_of_the_journal_are_taken_up_at_once(world: World) -> None:
+    world.entry = Entry(desired=Desired(goal=3, models=(goal(),), roles=(role(),)))
+    async with running(world):
+        assert world.roles == [(role(),)]
+
+
+async def test_a_goal_with_a_bad_role_is_ignored_as_a_whole(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(world) as reconciler:
+        reconciler.offer(Desired(goal=1, models=(goal(),), roles=(role(), role(2, credits=0))))
+        reconciler.offer(Desired(goal=1, models=(goal("other"),), roles=(role(),)))
+        assert [str(r.__dict__["fields"]["reason"]) for r in caplog.records] == [
+            "credits of stage 0 of plan p is not between 1 and 1024",
+            "stage 0 of plan p runs a model that the document does not hold",
+        ]
+        reconciler.offer(Desired(goal=2))
+        await until(world, lambda: reconciler.goal == 2)
+    assert world.roles == [()]

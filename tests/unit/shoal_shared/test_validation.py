@@ -80,6 +80,16 @@ def test_outputs_that_do_not_fit(outputs: tuple[str, ...], message: str) -> None
         check(tensor("a", 1, 3), tensor("b", 1), outputs=outputs)
 
 
+def test_more_than_a_batch_where_it_will_be_split() -> None:
+    request = InferRequest([tensor("a", 9, 3), tensor("b", 9)])
+    with pytest.raises(OipError, match="a batch of 9 is more than the model's limit of 8"):
+        check_request(request, SIGNATURE, 8)
+    assert check_request(request, SIGNATURE, 8, most=9) == 9
+    assert check_request(request, SIGNATURE, 9, most=1) == 9
+    with pytest.raises(OipError, match="a batch of 9 is more than the limit of 8: send it in"):
+        check_request(request, SIGNATURE, 4, most=8)
+
+
 def test_batchable() -> None:
     assert SIGNATURE.batchable
     fixed = spec("x", 1, 3)

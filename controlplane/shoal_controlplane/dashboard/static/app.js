@@ -20,6 +20,7 @@ const state = {
   devices: [],
   more: false,
   deployments: [],
+  plans: [],
   models: [],
   details: new Map(),
   events: [],
@@ -49,11 +50,15 @@ async function refresh() {
       list("api/v1/models", MOST_OTHERS),
       readiness(),
     ]);
+    // Only sharded deployments have plans.
+    const sharded = deployments.items.some(({ shards }) => (shards ?? null) !== null);
+    const plans = sharded ? await list("api/v1/plans", MOST_OTHERS) : { items: [] };
     measure(devices.items);
     Object.assign(state, {
       devices: devices.items,
       more: devices.more,
       deployments: deployments.items,
+      plans: plans.items,
       models: models.items,
       unready: health.unready,
       skew: health.now - Date.now(),
@@ -189,7 +194,7 @@ function render() {
   if (!state.known) return;
   view.overview({ ...state, throughput: throughput() });
   view.devices(state.devices, state.more, find("filter").value, state.readAt + state.skew, open);
-  view.deployments(state.deployments, true, open);
+  view.deployments(state.deployments, state.plans, true, open);
   view.models(state.models, state.details, true);
   renderDrawer();
 }

@@ -181,17 +181,18 @@ function temperature(telemetry) {
   return telemetry.throttled ? [degrees, h("span", { class: "badge degraded" }, "throttled")] : degrees;
 }
 
-export function deployments(items, known, open) {
+export function deployments(items, plans, known, open) {
+  const planned = new Map(plans.map((plan) => [plan.name, plan]));
   const rows = items.map((deployment) => {
     const placements = deployment.placements.map(({ profile, load_s, ...placement }) => placement);
-    return { ...deployment, placements };
+    return { ...deployment, placements, plan: planned.get(deployment.name) ?? null };
   });
   keyed(find("deployment-rows"), rows, (deployment) => deployment.name, (deployment) => deploymentRow(deployment, open));
   empty("deployments", items, known, "Nothing is deployed: shoal deployment create MODEL");
 }
 
 function deploymentRow(deployment, open) {
-  const { ready, wanted } = deployment;
+  const { ready, wanted, plan } = deployment;
   const select = Object.entries(deployment.select).map(([key, value]) => `${key}=${value}`);
   const chips = deployment.placements.map((placement) => {
     const { device, state, reason } = placement;
@@ -219,8 +220,56 @@ function deploymentRow(deployment, open) {
       gauge({ max: Math.max(wanted, 1), value: Math.min(ready, wanted), class: "good" }, `${ready} of ${wanted}`),
       deployment.all ? h("span", { class: "tag" }, "all") : null,
     ),
-    cell("Devices", chips.length ? chips : NONE),
-    cell("Reason", deployment.reason || NONE),
+    cell("Devices", plan ? pipeline(plan, open) : chips.length ? chips : NONE),
+    cell("Reason", deployment.reason || plan?.reason || NONE),
+  );
+}
+
+/** The stages of a sharded model as a row of devices with arrows, and how the plan is. */
+function pipeline(plan, open) {
+  const stages = plan.stages.map((stage, index) =>
+    h(
+      "span",
+      { class: "step" },
+      index ? h("span", { class: "arrow", role: "img", "aria-label": "then" }, "→") : null,
+      h(
+        "span",
+        { class: "stage", title: [`stage ${index}`, stage.segments].filter(Boolean).join(": ") },
+        stage.parts.map((part) => stageChip(index, stage, part, open)),
+      ),
+    ),
+  );
+  const { predicted, single, fallbacks, spares } = plan;
+  const facts = [
+    plan.stages.length === 1 ? "1 stage" : `${plan.stages.length} stages`,
+    `epoch ${plan.epoch}`,
+    predicted && `${rate(predicted.throughput_per_s)} answers a second predicted`,
+    predicted && single && `${(predicted.throughput_per_s / single.throughput_per_s).toFixed(1)}x ${single.device} alone`,
+    fallbacks.length ? `ready to lose ${fallbacks.map(({ lost }) => lost).join(", ")}` : "no fallback",
+    ...spares.map(({ device, stages: held }) => `${device} holds stage ${held.join(", ")} as well`),
+  ];
+  return [
+    h("div", { class: "pipeline" }, stages),
+    h(
+      "p",
+      { class: "plan quiet" },
+      badge(plan.state),
+      " ",
+      plan.stages.length ? facts.filter(Boolean).join(" · ") : "no stages yet",
+    ),
+  ];
+}
+
+function stageChip(index, stage, { device, state }, open) {
+  const took = `${milliseconds(stage.compute_ms)} ${stage.measured ? "measured" : "predicted"}`;
+  const sends = stage.out_bytes === null ? "" : `, sends ${size(stage.out_bytes)}`;
+  const title = `stage ${index}, ${state}: ${took}, ${size(stage.memory_bytes)}${sends}`;
+  return h(
+    "button",
+    { type: "button", class: `chip ${state}`, title, "data-focus": `${index} ${device}`, onclick: () => open(device) },
+    h("span", { class: "dot", "aria-hidden": "true" }),
+    device,
+    h("em", {}, state === "ready" ? milliseconds(stage.compute_ms) : state),
   );
 }
 

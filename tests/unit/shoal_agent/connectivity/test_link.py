@@ -321,3 +321,52 @@ async def test_stopping_while_it_cannot_connect_ends(broker: FakeBroker) -> None
     await asyncio.sleep(0.03)
     await asyncio.wait_for(watched.link.stop(), 10)
     assert not watched.link.publish("out", b"x")
+
+
+async def test_topics_come_and_go_while_it_is_connected(broker: FakeBroker) -> None:
+    async with linked(broker) as watched:
+        await watched.state()
+        assert b"\x00\x02in" in await broker.packet(8)
+        more: asyncio.Queue[Message] = asyncio.Queue()
+        watched.link.subscribe("more", 0, more.put_nowait)
+        watched.link.publish("report", b"sent", qos=1)
+        # The broker knows of the topic before anything that is published afterwards.
+        first, body = await asyncio.wait_for(broker.packets.get(), 10)
+        assert (first >> 4, b"\x00\x04more" in body) == (8, True)
+        assert (await broker.packet(3)).endswith(b"sent")
+        assert broker.writer is not None
+        broker.writer.write(publish_packet("more", b"1"))
+        assert (await asyncio.wait_for(more.get(), 10)).payload == b"1"
+
+        replaced: asyncio.Queue[Message] = asyncio.Queue()
+        watched.link.subscribe("more", 0, replaced.put_nowait)
+        broker.writer.write(publish_packet("more", b"2"))
+        assert (await asyncio.wait_for(replaced.get(), 10)).payload == b"2"
+
+        watched.link.unsubscribe("more")
+        watched.link.unsubscribe("never")
+        assert b"\x00\x04more" in await broker.packet(10)
+        broker.writer.write(publish_packet("more", b"late") + publish_packet("in", b"other"))
+        assert (await watched.message()).payload == b"other"
+        assert more.empty()
+        assert replaced.empty()
+
+
+async def test_topics_outlive_the_session_in_which_they_came(broker: FakeBroker) -> None:
+    async with linked(broker) as watched:
+        await watched.state()
+        watched.link.subscribe("kept", 0, watched.messages.put_nowait)
+        watched.link.subscribe("gone", 0, watched.messages.put_nowait)
+        for _ in range(3):
+            await broker.packet(8)
+        assert broker.writer is not None
+        broker.writer.transport.abort()
+        assert await watched.state() is False
+        watched.link.unsubscribe("gone")
+        watched.link.subscribe("new", 0, watched.messages.put_nowait)
+        assert await watched.state() is True
+        asked = [await broker.packet(8) for _ in range(3)]
+        assert [any(name in body for body in asked) for name in (b"in", b"kept", b"new")] == [
+            True
+        ] * 3
+        assert broker.packets.empty()

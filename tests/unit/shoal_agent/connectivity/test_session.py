@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from shoal_agent.connectivity import session as session_module
+from shoal_agent.connectivity.exchange import Exchange
 from shoal_agent.connectivity.session import DeviceSession, Reply
 from shoal_agent.connectivity.transport import Transport
 from shoal_agent.identity.device import Identity
@@ -43,6 +44,9 @@ class FakeTransport:
 
     def subscribe(self, topic: str, qos: int, handler: Handler) -> None:
         self.handlers[topic] = qos, handler
+
+    def unsubscribe(self, topic: str) -> None:
+        del self.handlers[topic]
 
     def on_connection(self, callback: Callable[[bool], None]) -> None:
         self.listeners.append(callback)
@@ -254,3 +258,44 @@ def test_a_reply_without_a_session_is_dropped(rig: Rig) -> None:
     rig.receive("infer", request(correlation=None))
     rig.requests[0][3]([b"late"], None)
     assert rig.transport.sent == []
+
+
+PLAN = "shoal/v1/default/plans/p/1/0"
+
+
+def test_more_topics_are_listened_to_and_left_at_any_time(rig: Rig) -> None:
+    rig.transport.connect()
+    exchanges: list[Exchange] = []
+    rig.session.listen(PLAN, exchanges.append)
+    qos, handler = rig.transport.handlers[PLAN]
+    assert qos == 0
+    handler(request())
+    handler(request(retain=True))
+    handler(request(response_topic=None))
+    handler(request(expiry_s=None, user_properties={}))
+    assert [(e.payload, e.header_length, e.expires_at) for e in exchanges] == [
+        (b"request", 5, 103.0),
+        (b"request", None, None),
+    ]
+    assert rig.requests == []
+    rig.session.leave(PLAN)
+    assert PLAN not in rig.transport.handlers
+
+
+@pytest.mark.parametrize(
+    ("left_s", "expiry_s"), [(None, None), (0.2, 1), (2.0, 2), (2.1, 3), (1e-9, 1)]
+)
+def test_what_is_handed_on_is_answered_where_it_came_from(
+    rig: Rig, left_s: float | None, expiry_s: int | None
+) -> None:
+    rig.transport.connect()
+    exchanges: list[Exchange] = []
+    rig.session.listen(PLAN, exchanges.append)
+    rig.transport.handlers[PLAN][1](request())
+    exchanges[0].forward("next", [b"head", memoryview(b"tail")], 4, left_s)
+    topic, payload, qos, retain, properties = rig.transport.sent[-1]
+    assert (topic, payload, qos, retain) == ("next", b"headtail", 0, False)
+    assert properties is not None
+    arrived = decode_publish(0, b"\0\1t" + properties.pack() + payload)
+    assert (arrived.response_topic, arrived.correlation) == (REPLIES, b"12345678")
+    assert (arrived.expiry_s, arrived.user_properties) == (expiry_s, {HEADER_LENGTH: "4"})

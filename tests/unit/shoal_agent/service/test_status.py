@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from shoal_agent.service.lock import StateLock
@@ -68,6 +69,9 @@ def test_people_get_a_table() -> None:
     assert "running for  60 s" in text
     row = next(line for line in text.splitlines() if line.startswith("m:2"))
     assert row.split() == ["m:2", "ready", "d", "CPUExecutionProvider", "3", "MiB", "2.0", "ms"]
+    assert "stages" not in text
+    more = msgspec.structs.replace(STATUS, stages=("0 of ocr, epoch 3", "1 of ocr, epoch 3"))
+    assert "stages       0 of ocr, epoch 3; 1 of ocr, epoch 3\n" in format_status(more, 160.0)
     assert "no models" in format_status(
         AgentStatus(**{f: getattr(STATUS, f) for f in STATUS.__struct_fields__ if f != "models"}),
         160.0,

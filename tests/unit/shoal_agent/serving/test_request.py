@@ -23,7 +23,7 @@ def _accept(max_batch: int, a: tuple[int, ...], b: tuple[int, ...]):
     inputs = [Tensor("b", "FP32", np.zeros(b, "<f4")), Tensor("a", "FP32", np.zeros(a, "<f4"))]
     contract = Contract.of(SIGNATURE, max_batch)
     return accept(
-        InferRequest(inputs), contract, number=0, now=0.0, deadline=1.0, reply=lambda *_: None
+        InferRequest(inputs), contract, number=0, now=0.0, deadline=1.0, done=lambda _: None
     )
 
 
@@ -36,6 +36,8 @@ def _accept(max_batch: int, a: tuple[int, ...], b: tuple[int, ...]):
         ({"timeout": 2_000_000}, 11.0, 11.0),
         ({"timeout": 2_000_000}, 13.0, 12.0),
         ({}, 13.0, 13.0),
+        ({"timeout": 10**400}, 13.0, 13.0),
+        ({"timeout": 10**400}, None, 10.0 + 2**53 / 1e6),
     ],
 )
 def test_the_earlier_deadline_counts(parameters, expires_at, deadline: float) -> None:

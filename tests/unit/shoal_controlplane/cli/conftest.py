@@ -14,7 +14,7 @@ from starlette.routing import Route
 from support.loopback import serving
 from typer.testing import CliRunner
 
-from shoal_controlplane.cli import deployment, device, infer, model
+from shoal_controlplane.cli import deployment, device, infer, model, plan
 from shoal_controlplane.cli.root import make_app
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
@@ -110,7 +110,7 @@ def plane(_served: Plane) -> Plane:
 @pytest.fixture
 def run() -> Callable[..., Outcome]:
     """Run the command in this process; an exception that it lets out fails the test."""
-    app = make_app(module.register for module in (device, model, deployment, infer))
+    app = make_app(module.register for module in (device, model, deployment, plan, infer))
 
     def invoke(*arguments: str, env: dict[str, str] | None = None) -> Outcome:
         result = CliRunner().invoke(app, list(arguments), env=env)
@@ -243,6 +243,9 @@ def deployment_document(state: str = "ready", **more: Any) -> dict[str, Any]:
         "max_batch": None,
         "options": {},
         "require_accelerator": False,
+        "shards": None,
+        "objective": "throughput",
+        "shapes": {},
         "state": state,
         "reason": "" if state == "ready" else "b: loading",
         "wanted": 2,
@@ -323,6 +326,132 @@ def measured_document(**more: Any) -> dict[str, Any]:
     return {**document, **more}
 
 
+def stage_document(index: int, *devices: str, **more: Any) -> dict[str, Any]:
+    """A stage of four segments as the API shows it."""
+    document = {
+        "index": index,
+        "first": 4 * index,
+        "last": 4 * index + 4,
+        "segments": f"/block{index}/conv1 … /block{index}/relu2",
+        "devices": list(devices),
+        "board": "jetson/Orin Nano",
+        "memory_bytes": 45 << 20,
+        "compute_ms": 12.0 + index,
+        "measured": index == 0,
+        "in_bytes": 602_112,
+        "out_bytes": 76_800,
+    }
+    return {**document, **more}
+
+
+def partition_document(*stages: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A way to place a model as the API shows it."""
+    document = {
+        "stages": list(stages),
+        "throughput_per_s": 76.9,
+        "latency_ms": 31.2,
+        "bottleneck": "stage 1 on ascend-1 (13.0 ms)",
+        "gap_percent": 0.0,
+        "method": "exact",
+    }
+    return {**document, **more}
+
+
+SINGLE = {"device": "ascend-1", "throughput_per_s": 49.0, "latency_ms": 20.4}
+
+
+def plan_document(**more: Any) -> dict[str, Any]:
+    """A plan of m:1 as it would be, in two stages, as the API shows it."""
+    best = partition_document(stage_document(0, "jetson-1"), stage_document(1, "ascend-1"))
+    document = {
+        "model": "m",
+        "version": "1",
+        "objective": "throughput",
+        "select": {},
+        "shapes": {"x": [1, 3, 224, 224]},
+        "segments": 8,
+        "cuts": [
+            {
+                "segment": n,
+                "after": f"/features/a/very/long/name/of/a/module/{n}/relu",
+                "bytes": 76_800 + 1024 * abs(n - 4),
+                "tensors": 1,
+                "work": (n + 1) / 8,
+                "weight_bytes": n << 20,
+            }
+            for n in range(7)
+        ],
+        "boards": [
+            {
+                "board": "jetson/Orin Nano",
+                "devices": ["jetson-1", "jetson-2"],
+                "basis": "measured",
+                "memory_bytes": 4 << 30,
+            },
+            {
+                "board": "ascend/Atlas 200I DK A2",
+                "devices": ["ascend-1"],
+                "basis": "estimated",
+                "memory_bytes": 6 << 30,
+            },
+        ],
+        "plan": best,
+        "single": SINGLE,
+        "others": [partition_document(stage_document(0, "ascend-1"), throughput_per_s=49.0)],
+        "links": [
+            {"from": "gateway", "to": "jetson-1", "bytes": 602_112, "ms": 6.0},
+            {"from": "jetson-1", "to": "ascend-1", "bytes": 76_800, "ms": 1.77},
+            {"from": "ascend-1", "to": "gateway", "bytes": 4_000, "ms": 1.0},
+        ],
+        "why": "2 stages: stage 1 on ascend-1 (13.0 ms) is the bottleneck.",
+        "reason": "",
+        "missing_bytes": 0,
+    }
+    return {**document, **more}
+
+
+def active_document(**more: Any) -> dict[str, Any]:
+    """The plan of deployment m, which runs, as the API shows it."""
+    stages = [
+        stage_document(
+            n, *devices, parts=[{"device": device, "state": state} for device in devices]
+        )
+        for n, (devices, state) in enumerate(
+            [(("jetson-1", "jetson-2"), "ready"), (("ascend-1",), "loading")]
+        )
+    ]
+    document = {
+        "name": "m",
+        "model": "m",
+        "version": "1",
+        "objective": "throughput",
+        "state": "loading",
+        "reason": "",
+        "since": "2026-01-01T00:00:00.000Z",
+        "epoch": 3,
+        "stages": stages,
+        "links": [],
+        "spares": [{"device": "ascend-1", "stages": [0]}],
+        "fallbacks": [
+            {
+                "lost": "jetson-1",
+                "epoch": 4,
+                "devices": [["jetson-2"], ["ascend-1"]],
+                "throughput_per_s": 70.0,
+            }
+        ],
+        "predicted": {
+            "throughput_per_s": 76.9,
+            "latency_ms": 31.2,
+            "bottleneck": "stage 1 on ascend-1 (13.0 ms)",
+        },
+        "single": SINGLE,
+        "credits": 8,
+        "compression": "fp16",
+    }
+    return {**document, **more}
+
+
 @pytest.fixture
 def documents() -> Any:
     """Builders of what the API shows."""
@@ -333,6 +462,10 @@ def documents() -> Any:
         deployment = staticmethod(deployment_document)
         problem = staticmethod(problem)
         measured = staticmethod(measured_document)
+        partition = staticmethod(partition_document)
+        stage = staticmethod(stage_document)
+        plan = staticmethod(plan_document)
+        active = staticmethod(active_document)
         on_npu = staticmethod(on_npu)
         on_cpu = staticmethod(on_cpu)
 

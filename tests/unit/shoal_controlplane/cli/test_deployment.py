@@ -11,6 +11,7 @@ from shoal_controlplane.cli import deployment
 from shoal_controlplane.cli.errors import CliError
 
 DEPLOYMENTS = "/api/v1/deployments"
+PLANS = "/api/v1/plans"
 PROFILES = "/api/v1/models/m/versions/1/profiles"
 
 
@@ -70,6 +71,15 @@ def test_a_deployment_that_fails_is_a_failure(plane, shoal, documents):
         (":1",),
         ("m", "--name", "a/b"),
         ("m", "--slo-ms", "fast"),
+        ("m", "--shards", "auto", "--replicas", "2"),
+        ("m", "--shards", "2", "--all"),
+        ("m", "--shards", "0"),
+        ("m", "--shards", "33"),
+        ("m", "--shards", "some"),
+        ("m", "--objective", "latency"),
+        ("m", "--shape", "x=1x3"),
+        ("m", "--shards", "2", "--objective", "price"),
+        ("m", "--shards", "2", "--shape", "x"),
     ],
 )
 def test_wrong_usage_is_2_and_nothing_is_sent(plane, shoal, arguments):
@@ -157,6 +167,88 @@ def test_show_of_a_deployment_whose_model_is_gone(plane, shoal, documents):
     assert done.code == 0 and "push it again" in done.out
 
 
+def test_create_in_stages(plane, shoal, documents, monkeypatch):
+    monkeypatch.setattr(deployment, "POLL_S", 0.001)
+    steps = [
+        documents.deployment("progressing", shards=2, wanted=0, ready=0, reason="measuring"),
+        documents.deployment("progressing", shards=2, reason="ascend-1 load their stages"),
+        documents.deployment("ready", shards=2),
+    ]
+    left = iter(steps)
+    plane.answers[f"POST {DEPLOYMENTS}"] = JSONResponse(steps[0], 201)
+    plane.answers[f"GET {DEPLOYMENTS}/m"] = lambda _: next(left)
+    plane.pages(PLANS, [documents.active(name="other"), documents.active()])
+    done = shoal(
+        "deployment", "create", "m", "--shards", "2", "--objective", "latency",
+        "--shape", "x=1x3x48x320",
+    )  # fmt: skip
+    assert json.loads(plane.calls[0].body) == {
+        "model": "m",
+        "shards": 2,
+        "objective": "latency",
+        "shapes": {"x": [1, 3, 48, 320]},
+    }
+    assert done.err.splitlines() == [
+        "m is progressing: measuring",
+        "m is progressing, 1 of 2 stages ready: ascend-1 load their stages",
+    ]
+    assert done.out.splitlines() == [
+        "m is ready, 2 of 2 stages ready",
+        "2 stages, jetson-1, jetson-2 -> ascend-1: 76.9/s predicted",
+    ]
+
+
+def test_as_many_stages_as_is_best_without_a_plan_yet(plane, shoal, documents):
+    pending = documents.deployment("pending", shards="auto", wanted=0, reason="no device fits")
+    plane.answers[f"POST {DEPLOYMENTS}"] = JSONResponse(pending, 201)
+    plane.pages(PLANS, [])
+    done = shoal("deployment", "create", "m", "--shards", "auto", "--no-wait")
+    assert json.loads(plane.calls[0].body) == {"model": "m", "shards": "auto"}
+    assert done.out == "m is pending: no device fits\n"
+
+
+def test_list_and_show_of_a_sharded_deployment(plane, shoal, documents):
+    document = documents.deployment("progressing", shards="auto", placements=[])
+    plane.pages(DEPLOYMENTS, [documents.deployment(name="whole"), document])
+    header, whole, sharded = shoal("deployment", "list").out.splitlines()
+    at = header.index("SHARDS")
+    assert whole[at:].split()[0] == "-" and sharded[at:].split()[0] == "auto"
+    plane.answers[f"GET {DEPLOYMENTS}/m"] = document
+    plane.pages(PROFILES, [])
+    plane.pages(PLANS, [documents.active()])
+    shown = shoal("deployment", "show", "m").out
+    lines = [line.split("  ") for line in shown.splitlines()]
+    cells = [[cell.strip() for cell in line if cell] for line in lines]
+    measured = ["12.0 ms", "measured", "45.0 MiB", "75.0 KiB"]
+    assert ["0", "jetson-1", "ready", "0-3", *measured] in cells
+    assert ["0", "jetson-2", "ready", "0-3", *measured] in cells
+    predicted = ["13.0 ms", "predicted", "45.0 MiB", "75.0 KiB"]
+    assert ["1", "ascend-1", "loading", "4-7", *predicted] in cells
+    assert ["plan", "epoch 3, loading"] in cells
+    assert ["shards", "as many as is best, for throughput"] in cells
+    assert ["throughput", "76.9/s, 49.0/s on ascend-1 alone (1.57x)"] in cells
+    assert ["jetson-1", "4", "jetson-2 -> ascend-1", "70.0/s"] in cells
+    assert ["spares", "ascend-1 holds stage 0 as well"] in cells
+    assert ["under way", "up to 8 requests at once, activations as fp16"] in cells
+    assert "replicas" not in shown
+    assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_show_of_a_plan_that_is_not_complete(plane, shoal, documents):
+    plane.answers[f"GET {DEPLOYMENTS}/m"] = documents.deployment("pending", shards=3, placements=[])
+    plane.pages(PROFILES, [])
+    plane.pages(PLANS, [])
+    assert "no plan yet" in shoal("deployment", "show", "m").out
+    nothing = {"stages": [], "fallbacks": [], "spares": [], "predicted": None, "single": None}
+    plane.pages(PLANS, [documents.active(**nothing, state="measuring", reason="parts", epoch=0)])
+    assert "no stages yet: parts" in shoal("deployment", "show", "m").out
+    unknown = documents.stage(0, "a", parts=[{"device": "a", "state": "ready"}], out_bytes=None)
+    plane.pages(PLANS, [documents.active(stages=[unknown], fallbacks=[], single=None)])
+    shown = shoal("deployment", "show", "m").out
+    assert "no fallback is ready" in shown
+    assert "76.9/s, no single device can hold the model" in shown
+
+
 def test_delete(plane, shoal):
     plane.answers[f"DELETE {DEPLOYMENTS}/m"] = Response(status_code=204)
     assert shoal("deployment", "delete", "m").out == "m was deleted\n"
@@ -200,6 +292,16 @@ def test_waiting_ends_when_no_replica_is_under_way_any_more(documents):
     stuck = documents.deployment("progressing", placements=placements, reason="b: x")
     with pytest.raises(CliError, match="1 of 2 replicas ready: b: x"):
         Waiting(documents.deployment("progressing"), stuck).settle(60.0)
+
+
+def test_a_stage_that_failed_is_waited_for_since_its_plan_is_made_anew(documents):
+    placements = [
+        {"device": "a", "state": "ready", "reason": "", "providers": [], "profile": None},
+        {"device": "b", "state": "failed", "reason": "x", "providers": [], "profile": None},
+    ]
+    moving = documents.deployment("progressing", shards=2, placements=placements)
+    done = Waiting(moving, documents.deployment("ready", shards=2)).settle(60.0)
+    assert done["state"] == "ready"
 
 
 def test_waiting_goes_on_while_one_replica_is_under_way(documents):

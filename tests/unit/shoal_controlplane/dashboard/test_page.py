@@ -107,7 +107,11 @@ def device(name: str, condition: str = "online", **more: Any) -> dict[str, Any]:
     return {**document, **more}
 
 
-def fleet(devices: list[dict[str, Any]], readyz: tuple[int, str] = (200, "ready")) -> FastAPI:
+def fleet(
+    devices: list[dict[str, Any]],
+    readyz: tuple[int, str] = (200, "ready"),
+    plans: tuple[dict[str, Any], ...] = (),
+) -> FastAPI:
     app = FastAPI()
     app.include_router(routes())
     first = devices[0]["replicas"][0]
@@ -126,6 +130,9 @@ def fleet(devices: list[dict[str, Any]], readyz: tuple[int, str] = (200, "ready"
         "wanted": 2,
         "ready": 1,
         "require_accelerator": False,
+        "shards": "auto" if plans else None,
+        "objective": "throughput",
+        "shapes": {},
         "placements": [placement],
         "created_at": datetime.now(UTC).isoformat(),
         "revision": 1,
@@ -138,7 +145,7 @@ def fleet(devices: list[dict[str, Any]], readyz: tuple[int, str] = (200, "ready"
         "message": f"a is online {HOSTILE}",
         "data": {},
     }
-    lists = {"devices": devices, "deployments": [deployment], "models": []}
+    lists = {"devices": devices, "deployments": [deployment], "models": [], "plans": list(plans)}
 
     @app.get("/api/v1/events")
     async def events(request: Request) -> Response:
@@ -157,6 +164,53 @@ def fleet(devices: list[dict[str, Any]], readyz: tuple[int, str] = (200, "ready"
         return JSONResponse({"status": readyz[1]}, readyz[0])
 
     return app
+
+
+def stage(index: int, *parts: tuple[str, str], **more: Any) -> dict[str, Any]:
+    document = {
+        "index": index,
+        "first": 4 * index,
+        "last": 4 * index + 4,
+        "segments": f"conv{index} … relu{index}",
+        "devices": [device for device, _ in parts],
+        "board": "jetson/Orin Nano",
+        "memory_bytes": 45 << 20,
+        "compute_ms": 12.0 + index,
+        "measured": True,
+        "in_bytes": 602_112,
+        "out_bytes": 76_800,
+        "parts": [{"device": device, "state": state} for device, state in parts],
+    }
+    return {**document, **more}
+
+
+def plan(*stages: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The plan of deployment m."""
+    document = {
+        "name": "m",
+        "model": "m",
+        "version": "1",
+        "objective": "throughput",
+        "state": "ready",
+        "reason": "",
+        "since": datetime.now(UTC).isoformat(),
+        "epoch": 3,
+        "stages": list(stages),
+        "links": [],
+        "spares": [{"device": "b", "stages": [0]}],
+        "fallbacks": [
+            {"lost": "a", "epoch": 4, "devices": [["b"], ["b"]], "throughput_per_s": 40.0}
+        ],
+        "predicted": {
+            "throughput_per_s": 83.1,
+            "latency_ms": 31.2,
+            "bottleneck": "stage 0 on a (12.0 ms)",
+        },
+        "single": {"device": "b", "throughput_per_s": 49.0, "latency_ms": 20.4},
+        "credits": 8,
+        "compression": "",
+    }
+    return {**document, **more}
 
 
 @pytest.fixture(scope="module")
@@ -269,8 +323,27 @@ def test_where_a_model_runs_and_that_it_fell_back_is_in_plain_sight(show):
     assert "cuda 12.6" in drawer and "MAXN" in drawer
 
 
+def test_a_sharded_deployment_is_shown_as_its_pipeline(show):
+    stages = (stage(0, ("a", "ready"), ("c", "loading")), stage(1, ("b", "ready")))
+    devices = [device("a"), device("b"), device("c")]
+    rows = show(fleet(devices, plans=(plan(*stages),)), awaited="epoch 3").texts["deployment-rows"]
+    assert "a12.0 mscloading→b13.0 ms" in rows
+    assert "2 stages · epoch 3 · 83 answers a second predicted · 1.7x b alone" in rows
+    assert "ready to lose a · b holds stage 0 as well" in rows
+
+
+def test_a_plan_that_is_not_made_yet_is_shown_with_its_state(show):
+    unmade = plan(state="measuring", epoch=0, predicted=None, single=None, fallbacks=[], spares=[])
+    app = fleet([device("a")], plans=({**unmade, "name": "other"}, unmade))
+    page = show(app, awaited="no stages yet")
+    assert "measuring no stages yet" in page.texts["deployment-rows"]
+
+
 def test_what_devices_say_never_becomes_markup(show):
-    page = show(fleet([device("a", labels={HOSTILE: HOSTILE}, notes=[HOSTILE])]), "#device/a")
+    hostile = plan(stage(0, (HOSTILE, HOSTILE), segments=HOSTILE))
+    devices = [device("a", labels={HOSTILE: HOSTILE}, notes=[HOSTILE])]
+    page = show(fleet(devices, plans=(hostile,)), "#device/a")
+    assert page.texts["deployment-rows"].count(HOSTILE) == 2
     assert page.tags.count("img") == 1  # the page's own
     assert f"{HOSTILE}={HOSTILE}" in page.texts["device-rows"]
     assert HOSTILE in page.texts["event-rows"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -34,10 +35,48 @@ from shoal_controlplane.devices.keeper import FleetKeeper
 from shoal_controlplane.devices.live import LiveFleet
 from shoal_controlplane.events.log import EventLog
 from shoal_controlplane.gateway.table import ServingTable
+from shoal_controlplane.models.artifacts import ArtifactStore
+from shoal_controlplane.models.version import ModelVersion
 from shoal_controlplane.mqtt.publisher import GoalPublisher
+from shoal_controlplane.planner.cuts.analysis import StageFile
+from shoal_controlplane.plans.draft import Draft
+from shoal_controlplane.plans.keeper import PlanKeeper
+from shoal_controlplane.plans.measuring import Pulse
+from shoal_controlplane.plans.parts import Parts
+from shoal_controlplane.plans.shaping import Shaper
+from shoal_controlplane.plans.store import PlanStore
 from shoal_shared.messages import Desired, decode_document
 from shoal_shared.status import ReplicaState
 from shoal_shared.topics import Topics
+
+
+class NoDrafter:
+    """Nothing of these tests is sharded."""
+
+    async def draft(self, model: ModelVersion, **asked: object) -> Draft:
+        raise AssertionError(f"{model.name} is not to be planned")
+
+
+async def cut_nothing(*_: object) -> tuple[StageFile, ...]:
+    raise AssertionError("nothing is to be cut")
+
+
+def plan_keeper(
+    database: Database,
+    fleet: LiveFleet,
+    models: FakeModels,
+    store: DeploymentStore,
+    events: EventLog,
+    clock: FakeClock,
+) -> PlanKeeper:
+    """The real keeper of plans, for deployments that have none."""
+    plans = PlanStore(database)
+    folder = Path(tempfile.mkdtemp(prefix="shoal-test-"))
+    parts = Parts(plans, ArtifactStore(folder), cut_nothing)
+    shaper = Shaper(NoDrafter(), parts, models, fleet, Pulse(), lambda: None, clock, clock.wall)
+    return PlanKeeper(
+        plans, parts, shaper, fleet, store.measured, events, clock, clock.wall, lambda: None
+    )
 
 
 class Plane:
@@ -53,8 +92,16 @@ class Plane:
         self.table = ServingTable()
         self.store = DeploymentStore(database)
         self.publisher = GoalPublisher(self.link, Topics("test"))
+        self.plans = plan_keeper(database, self.fleet, models, self.store, self.events, clock)
         self.controller = DeploymentController(
-            self.store, self.fleet, models, self.publisher, self.table, self.events, clock
+            self.store,
+            self.fleet,
+            models,
+            self.publisher,
+            self.table,
+            self.events,
+            clock,
+            self.plans,
         )
         self.service = DeploymentService(
             self.store, self.controller, models, self.events, clock.wall

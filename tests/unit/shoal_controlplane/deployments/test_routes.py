@@ -60,6 +60,41 @@ async def test_an_accelerator_may_be_required(plane: Plane) -> None:
     assert (await create(plane, name="two")).json()["require_accelerator"] is False
 
 
+async def test_a_model_in_stages(plane: Plane) -> None:
+    answer = await create(
+        plane, shards="auto", objective="latency", shapes={"x": [1, 3]}, select={"site": "berlin"}
+    )
+    assert answer.status_code == 201
+    shown = (await plane.http.get("/deployments/cat")).json()
+    assert (shown["shards"], shown["objective"]) == ("auto", "latency")
+    assert shown["shapes"] == {"x": [1, 3]}
+    assert (shown["state"], shown["placements"], shown["all"]) == ("pending", [], False)
+    shown = (await create(plane, name="two", shards=3)).json()
+    assert (shown["shards"], shown["objective"], shown["shapes"]) == (3, "throughput", {})
+    whole = (await create(plane, name="whole")).json()
+    assert whole["shards"] is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"shards": 0},
+        {"shards": 33},
+        {"shards": "some"},
+        {"shards": 2, "replicas": 2},
+        {"shards": "auto", "all": True},
+        {"objective": "latency"},
+        {"shapes": {"x": [1, 3]}},
+        {"shards": 2, "objective": "price"},
+        {"shards": 2, "shapes": {"x": [0]}},
+    ],
+)
+async def test_what_shards_cannot_be(plane: Plane, wrong: dict[str, Any]) -> None:
+    answer = await create(plane, **wrong)
+    assert answer.status_code == 422
+    assert (await plane.http.get("/deployments/cat")).status_code == 404
+
+
 async def test_placements_show_where_a_replica_runs(plane: Plane) -> None:
     plane.join("d1")
     await create(plane, version="1")

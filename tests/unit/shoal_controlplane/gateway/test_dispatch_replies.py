@@ -9,7 +9,7 @@ import pytest
 from support.gateway import TOPICS, Sent, World, begin, failure, nothing_left, row
 from support.virtual_time import virtual_time
 
-from shoal_controlplane.gateway.dispatch import MAX_FIGURE
+from shoal_controlplane.gateway.call import MAX_FIGURE
 from shoal_controlplane.gateway.errors import GatewayStatus
 from shoal_shared.publish import Message
 from shoal_shared.status import InferCode

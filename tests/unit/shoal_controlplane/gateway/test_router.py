@@ -338,3 +338,21 @@ class Routing(RuleBasedStateMachine):
 
 
 TestRouting = Routing.TestCase
+
+
+def test_an_outlook_counts_nothing_and_tells_what_a_ticket_would() -> None:
+    r = router()
+    (place,) = replicas("d1")
+    first = r.outlook("cat:1", place, 1, 0.0)
+    assert first is not None
+    ticket = pick(r, [place])
+    assert (first.factor, ticket.delay_ms) == (1.0, first.waiting_ms + 10.0)
+    busy = r.outlook("cat:1", place, 1, 0.0)
+    assert busy is not None
+    assert busy.waiting_ms > first.waiting_ms + 5.0
+    r.succeeded(ticket, 0.02, 0, 20.0, 1)
+    slower = r.outlook("cat:1", place, 1, 0.02)
+    assert slower is not None
+    assert slower.factor == 1.5
+    eject(r, "d1", 0.02)
+    assert r.outlook("cat:1", place, 1, 0.02) is None

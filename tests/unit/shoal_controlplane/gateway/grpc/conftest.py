@@ -60,6 +60,7 @@ class Fleet:
         deadline: float,
         *,
         idempotent: bool,
+        sharded: bool = False,
     ) -> tuple[InferReply, Ticket]:
         self.seen.append(request)
         self.time_left = deadline - time.monotonic()

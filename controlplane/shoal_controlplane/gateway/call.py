@@ -1,0 +1,83 @@
+"""A request under way at the gateway, and an answer to it as far as it was checked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from shoal_controlplane.gateway.errors import GatewayStatus
+from shoal_controlplane.gateway.router import Ticket
+from shoal_controlplane.gateway.table import Replica
+from shoal_shared import oip
+from shoal_shared.oip import InferReply, InferRequest
+from shoal_shared.publish import Message
+from shoal_shared.status import InferCode
+
+MAX_FIGURE = 2**40
+"""Of a figure in a reply; in µs more than any request may take."""
+
+MIN_SILENCE_S = 0.5
+SILENCE_FACTOR = 6.0
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A request under way. `replicas` is asked anew for each attempt; `waiting` holds the
+    attempts that may still be answered, `queued` the one that waits for a pipeline's credit."""
+
+    request: InferRequest
+    replicas: Callable[[], Sequence[Replica]]
+    items: int
+    deadline: float
+    attempts_left: int
+    resends_left: int
+    idempotent: bool
+    sharded: bool
+    answer: asyncio.Future[tuple[InferReply, Ticket]]
+    waiting: dict[bytes, Ticket] = field(default_factory=dict)
+    queued: Ticket | None = None
+    tried: set[str] = field(default_factory=set)
+    suspects: list[Ticket] = field(default_factory=list)
+    last_error: str = ""
+    last_status: GatewayStatus = GatewayStatus.UNAVAILABLE
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def model(self) -> str:
+        return f"{self.request.model_name}:{self.request.model_version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply; `code` is None where it holds outputs."""
+
+    reply: InferReply
+    code: InferCode | None
+    queue_depth: int
+    service_us: int
+    batch: int
+
+
+def read_answer(message: Message, ticket: Ticket) -> Answer:
+    """Check a reply to the attempt `ticket`. Raises `ValueError`."""
+    length = message.user_properties.get(oip.HEADER_LENGTH)
+    reply = oip.decode_reply(message.payload, int(length) if length else None)
+    code = InferCode(reply.code) if reply.error else None
+    names = ("queue_depth", "service_us", "batch")
+    depth, service_us, batch = (_figure(reply, name) for name in names)
+    if ticket.pipeline is not None and _figure(reply, "epoch") != ticket.pipeline.epoch:
+        raise ValueError("it is of another epoch")
+    return Answer(reply, code, depth, service_us, batch)
+
+
+def patience_s(ticket: Ticket) -> float:
+    """How long a place may stay silent before the request is sent to another one, too."""
+    return max(MIN_SILENCE_S, SILENCE_FACTOR * ticket.delay_ms / 1e3)
+
+
+def _figure(reply: InferReply, name: str) -> int:
+    value = reply.parameters.get(name, 0)
+    if type(value) is not int or not 0 <= value <= MAX_FIGURE:
+        raise ValueError(f"its {name} is not a number that can be")
+    return value

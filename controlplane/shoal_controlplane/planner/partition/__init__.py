@@ -1,0 +1,1 @@
+"""Partition: which device computes which segments of a model. Pure."""

@@ -1,0 +1,1 @@
+"""Plans: models cut into stages over several devices."""

@@ -1,0 +1,308 @@
+"""From a sharded deployment to a plan: draft, measure where nothing is known, draft anew, cut."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+from typing import Protocol
+
+import structlog
+from msgspec.structs import replace
+
+from shoal_controlplane.devices.live import LiveFleet
+from shoal_controlplane.errors import ConflictError
+from shoal_controlplane.models.version import ModelVersion
+from shoal_controlplane.planner.costs import chunks
+from shoal_controlplane.planner.partition.problem import Objective, Partition, Problem
+from shoal_controlplane.planner.partition.solve import evaluate
+from shoal_controlplane.plans.active import PlanState
+from shoal_controlplane.plans.draft import Basis, Draft
+from shoal_controlplane.plans.drafting import credits_for, room_for
+from shoal_controlplane.plans.entry import Entry
+from shoal_controlplane.plans.fallbacks import Detour, fallbacks
+from shoal_controlplane.plans.measuring import Pulse, as_part, measure
+from shoal_controlplane.plans.parts import Parts
+from shoal_controlplane.plans.plan import Plan, Wiring
+from shoal_shared.clock import Clock
+from shoal_shared.messages import ModelGoal
+
+log = structlog.get_logger("plans")
+
+GAIN = 1.10
+"""A plan that works is replaced by one that is better by this factor …"""
+SUSTAIN_S = 20.0
+"""… for so long."""
+
+
+class Models(Protocol):
+    """Where model versions are looked up."""
+
+    async def get(self, name: str, version: str | None = None) -> ModelVersion:
+        """Raises `NotFoundError`."""
+
+
+class Drafting(Protocol):
+    """Computes plans for the fleet as it is; see `plans.drafting.Drafter`."""
+
+    async def draft(
+        self,
+        model: ModelVersion,
+        *,
+        select: Mapping[str, str],
+        objective: Objective,
+        stages: int | None,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        exclude: Collection[str] = (),
+        own: Mapping[str, int] | None = None,
+        require_accelerator: bool = False,
+    ) -> Draft:
+        """Raises a `DomainError`."""
+
+
+class Shaper:
+    """Makes plans, one at a time: each sees the memory that the others took.
+
+    `wake` has the goals of devices computed anew, `pulse` beats at every change of the fleet.
+    """
+
+    def __init__(
+        self,
+        drafter: Drafting,
+        parts: Parts,
+        models: Models,
+        fleet: LiveFleet,
+        pulse: Pulse,
+        wake: Callable[[], None],
+        clock: Clock,
+        wall: Clock,
+    ) -> None:
+        self._drafter = drafter
+        self._parts = parts
+        self._models = models
+        self._fleet = fleet
+        self._pulse = pulse
+        self._wake = wake
+        self._clock = clock
+        self._wall = wall
+        self._planning = asyncio.Lock()
+
+    async def shape(self, entry: Entry, serving: bool) -> None:
+        """Give the entry a candidate, or none where what it has is as good. Raises a
+        `DomainError` with the reason where there can be no plan."""
+        model = await self._models.get(entry.deployment.model, entry.deployment.version)
+        if not serving:
+            await self._measure(entry, model, await self._draft(entry, model, held_bytes(entry)))
+        async with self._planning:
+            # Measurements have come in, and others may have taken memory meanwhile. What serves
+            # keeps its own until its successor is ready.
+            own = dict.fromkeys(held_bytes(entry), 0) if serving else held_bytes(entry)
+            draft = await self._draft(entry, model, own)
+            best = draft.outcome.best
+            if best is None:
+                if serving:
+                    return
+                raise ConflictError(draft.outcome.reason)
+            plan = entry.plan if serving else None
+            if plan is not None and not self._gains(entry, plan, draft, best):
+                await self._refit(entry, plan, model)
+                return
+            if not serving:
+                entry.turn(PlanState.CUTTING, self._wall())
+            entry.candidate = await self._cut(entry, model, draft, best)
+            entry.draft, entry.partition = draft, best
+            entry.loading_since = self._clock()
+
+    async def _draft(
+        self, entry: Entry, model: ModelVersion, own: Mapping[str, int] | None = None
+    ) -> Draft:
+        """A draft without the devices that failed the plan, or with them if there is no other."""
+        avoided = entry.avoided(self._clock())
+        if avoided:
+            try:
+                draft = await self._draft_without(entry, model, avoided, own)
+                if draft.outcome.best is not None:
+                    return draft
+            except ConflictError:
+                pass
+        return await self._draft_without(entry, model, (), own)
+
+    async def _draft_without(
+        self,
+        entry: Entry,
+        model: ModelVersion,
+        exclude: Collection[str],
+        own: Mapping[str, int] | None,
+    ) -> Draft:
+        deployment = entry.deployment
+        return await self._drafter.draft(
+            model,
+            select=deployment.select,
+            objective=deployment.objective,
+            stages=entry.stages,
+            shapes=deployment.shapes or None,
+            exclude=exclude,
+            own=own,
+            require_accelerator=deployment.require_accelerator,
+        )
+
+    async def _measure(self, entry: Entry, model: ModelVersion, draft: Draft) -> None:
+        """Have one device of each type of board that is not known yet measure the model."""
+        unknown: dict[str, tuple[str, int]] = {}
+        for kind, basis, board in zip(draft.problem.types, draft.basis, draft.boards, strict=True):
+            if basis is not Basis.MEASURED and board not in entry.measured:
+                unknown.setdefault(board, (kind.devices[0], kind.memory_bytes))
+        if not unknown or len(draft.analysis.segments) < 2:
+            return
+        entry.turn(PlanState.MEASURING, self._wall(), _measuring(unknown))
+        files = await self._parts.ranges(model, draft.analysis, chunks(draft.analysis.segments))
+        entry.measured.update(unknown)
+
+        def ask(device: str, goals: tuple[ModelGoal, ...]) -> None:
+            if goals:
+                entry.jobs[device] = goals
+            else:
+                entry.jobs.pop(device, None)
+            self._wake()
+
+        await asyncio.gather(
+            *(
+                measure(
+                    self._fleet,
+                    device,
+                    entry.deployment.name,
+                    entry.deployment.key,
+                    files,
+                    free,
+                    entry.deployment.options,
+                    ask,
+                    self._pulse,
+                )
+                for device, free in unknown.values()
+            )
+        )
+
+    async def _cut(self, entry: Entry, model: ModelVersion, draft: Draft, best: Partition) -> Plan:
+        bounds = (0, *(stage.last for stage in best.stages))
+        files = await self._parts.of(model, draft.analysis, bounds)
+        deployment = entry.deployment
+        window = min(credits_for(best), room_for(draft.problem, best))
+        more = max(0, window - draft.problem.in_flight)
+        return self._wired(
+            entry,
+            Plan(
+                name=deployment.name,
+                model=deployment.model,
+                version=deployment.version,
+                digest=model.digest,
+                parts=tuple(
+                    as_part(file, stage.memory_bytes + more * (stage.in_bytes + stage.out_bytes))
+                    for file, stage in zip(files, best.stages, strict=True)
+                ),
+                current=_wiring(0, best),
+                credits=window,
+                compression=model.card.model.compression if model.card is not None else "",
+                created_at=self._wall(),
+            ),
+            draft.problem,
+            best,
+        )
+
+    def _wired(self, entry: Entry, plan: Plan, problem: Problem, partition: Partition) -> Plan:
+        """A plan with epochs of its own: the current one, and a fallback for each device."""
+        entry.epoch += 1
+        current = _wiring(entry.epoch, partition)
+        ahead: dict[str, Wiring] = {}
+        for lost, detour in sorted(fallbacks(problem, partition).items()):
+            entry.epoch += 1
+            ahead[lost] = _detour(entry.epoch, detour)
+        return replace(plan, current=current, fallbacks=ahead)
+
+    def _gains(self, entry: Entry, plan: Plan, draft: Draft, best: Partition) -> bool:
+        """Whether a new plan has been clearly better than the one that works for long enough."""
+        if not entry.is_current:
+            return True
+        now = self._clock()
+        present = repriced(plan, draft.problem)
+        if present is None or _value(present, draft) <= GAIN * _value(best, draft):
+            entry.gain_since = None
+            return False
+        if entry.gain_since is None:
+            entry.gain_since = now
+        if now - entry.gain_since < SUSTAIN_S:
+            entry.again = True
+            entry.retry_at = entry.gain_since + SUSTAIN_S
+            return False
+        entry.gain_since = None
+        return True
+
+    async def _refit(self, entry: Entry, plan: Plan, model: ModelVersion) -> None:
+        """Wire new fallbacks for a plan that works but has none for some of its devices."""
+        if plan.current.members <= plan.fallbacks.keys():
+            return
+        draft = await self._draft(entry, model, held_bytes(entry))
+        present = repriced(plan, draft.problem)
+        if present is None or not (
+            fallbacks(draft.problem, present).keys() - plan.fallbacks.keys()
+        ):
+            return
+        entry.candidate = self._wired(entry, plan, draft.problem, present)
+        entry.draft, entry.partition = draft, present
+        entry.loading_since = self._clock()
+
+
+def held_bytes(entry: Entry) -> dict[str, int]:
+    """Memory that an entry's plans take, by device."""
+    found: dict[str, dict[str, int]] = {}
+    for plan in entry.plans:
+        for wiring in plan.wirings:
+            for part, devices in zip(plan.parts, wiring.devices, strict=True):
+                for device in devices:
+                    found.setdefault(device, {})[part.digest] = part.memory_bytes
+    return {device: sum(parts.values()) for device, parts in found.items()}
+
+
+def repriced(plan: Plan, problem: Problem) -> Partition | None:
+    """What a plan is worth in a fleet as it is now; None where it is no longer possible, or no
+    longer of one kind of device and stage."""
+    kinds = {device: i for i, kind in enumerate(problem.types) for device in kind.devices}
+    stages: list[tuple[int, int, int, tuple[str, ...]]] = []
+    taken: set[str] = set()
+    for part, devices in zip(plan.parts, plan.current.devices, strict=True):
+        found = {kinds.get(device) for device in devices}
+        [kind] = found if len(found) == 1 else [None]
+        if kind is None or taken & set(devices) or part.last > len(problem.segments):
+            return None
+        taken |= set(devices)
+        stages.append((part.first, part.last, kind, devices))
+    return evaluate(problem, stages)
+
+
+def _value(partition: Partition, draft: Draft) -> float:
+    if draft.problem.objective is Objective.LATENCY:
+        return partition.latency_ms
+    return partition.bottleneck_ms
+
+
+def _wiring(epoch: int, partition: Partition) -> Wiring:
+    return Wiring(
+        epoch=epoch,
+        devices=tuple(stage.devices for stage in partition.stages),
+        stage_ms=tuple(stage.compute_ms for stage in partition.stages),
+        bottleneck_ms=partition.bottleneck_ms,
+        latency_ms=partition.latency_ms,
+    )
+
+
+def _detour(epoch: int, detour: Detour) -> Wiring:
+    return Wiring(
+        epoch=epoch,
+        devices=detour.devices,
+        stage_ms=detour.stage_ms,
+        bottleneck_ms=detour.bottleneck_ms,
+        latency_ms=detour.latency_ms,
+    )
+
+
+def _measuring(unknown: Mapping[str, tuple[str, int]]) -> str:
+    devices = ", ".join(sorted(device for device, _ in unknown.values()))
+    return f"parts of the model are measured on {devices}"

@@ -1,0 +1,1 @@
+"""One large batch over several devices, beside other ways to share it."""

@@ -1,0 +1,1 @@
+"""The partition planner against brute force and the rules of others."""

@@ -1,0 +1,1 @@
+"""Models cut into stages, which composed must equal the whole."""

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from shoal_agent.app import Agent, build_agent
-from shoal_agent.config import AgentConfig
+from shoal_agent.config import AgentConfig, parse_labels
 from shoal_agent.runtimes.base import InferenceRuntime, LoadedModel, ProviderSet
 from shoal_agent.runtimes.onnx import OnnxRuntime
 from shoal_agent.runtimes.registry import RuntimeRegistry
@@ -115,6 +115,7 @@ async def _run(agent: Agent) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", required=True)
+    parser.add_argument("--label", required=True, help="NAME=VALUE")
     parser.add_argument("--memory-mib", type=int, required=True)
     parser.add_argument("--fault", type=Path, required=True)
     parser.add_argument("--broker", required=True)
@@ -127,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         broker=options.broker,
         server=options.server,
         state_dir=options.state_dir,
+        labels=parse_labels(options.label),
         telemetry_interval_s=1.0,
     )
     agent = build_agent(

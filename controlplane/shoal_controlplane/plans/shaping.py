@@ -19,7 +19,7 @@ from shoal_controlplane.plans.active import PlanState
 from shoal_controlplane.plans.draft import Basis, Draft
 from shoal_controlplane.plans.drafting import credits_for, room_for
 from shoal_controlplane.plans.entry import Entry
-from shoal_controlplane.plans.fallbacks import Detour, fallbacks
+from shoal_controlplane.plans.fallbacks import fallbacks
 from shoal_controlplane.plans.measuring import Pulse, as_part, measure
 from shoal_controlplane.plans.parts import Parts
 from shoal_controlplane.plans.plan import Plan, Wiring
@@ -212,9 +212,9 @@ class Shaper:
         entry.epoch += 1
         current = _wiring(entry.epoch, partition)
         ahead: dict[str, Wiring] = {}
-        for lost, detour in sorted(fallbacks(problem, partition).items()):
+        for lost, way in sorted(fallbacks(problem, partition).items()):
             entry.epoch += 1
-            ahead[lost] = _detour(entry.epoch, detour)
+            ahead[lost] = _wiring(entry.epoch, way)
         return replace(plan, current=current, fallbacks=ahead)
 
     def _gains(self, entry: Entry, plan: Plan, draft: Draft, best: Partition) -> bool:
@@ -290,16 +290,6 @@ def _wiring(epoch: int, partition: Partition) -> Wiring:
         stage_ms=tuple(stage.compute_ms for stage in partition.stages),
         bottleneck_ms=partition.bottleneck_ms,
         latency_ms=partition.latency_ms,
-    )
-
-
-def _detour(epoch: int, detour: Detour) -> Wiring:
-    return Wiring(
-        epoch=epoch,
-        devices=detour.devices,
-        stage_ms=detour.stage_ms,
-        bottleneck_ms=detour.bottleneck_ms,
-        latency_ms=detour.latency_ms,
     )
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from shoal_controlplane.planner.partition.problem import Partition, Problem, Stage
@@ -82,28 +81,3 @@ def hand_out(problem: Problem, choices: Iterable[Choice]) -> list[Assignment]:
         (first, last, kind, tuple(next(left[kind]) for _ in range(replicas)))
         for first, last, kind, replicas in choices
     ]
-
-
-def without(problem: Problem, devices: Collection[str]) -> Problem:
-    """The same model on the fleet without `devices`; types that become empty disappear."""
-    lost = frozenset(devices)
-    rest = [tuple(d for d in kind.devices if d not in lost) for kind in problem.types]
-    kept = [v for v, names in enumerate(rest) if names]
-    index = {v: n for n, v in enumerate(kept)}
-    return replace(
-        problem,
-        types=tuple(replace(problem.types[v], devices=rest[v]) for v in kept),
-        links=tuple(tuple(problem.links[u][v] for v in kept) for u in kept),
-        entries=tuple(problem.entries[v] for v in kept),
-        exits=tuple(problem.exits[v] for v in kept),
-        known_ms={
-            (first, last, index[v]): ms
-            for (first, last, v), ms in problem.known_ms.items()
-            if v in index
-        },
-        known_bytes={
-            (first, last, index[v]): size
-            for (first, last, v), size in problem.known_bytes.items()
-            if v in index
-        },
-    )

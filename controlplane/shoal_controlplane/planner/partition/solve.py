@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from shoal_controlplane.planner.partition.assignment import evaluate, hand_out, without
+from shoal_controlplane.planner.partition.assignment import evaluate, hand_out
 from shoal_controlplane.planner.partition.check import check
 from shoal_controlplane.planner.partition.local import Plan
 from shoal_controlplane.planner.partition.optimum import REACH_LIMIT, SEARCH, TIE, Found, Optimum
@@ -17,11 +17,10 @@ from shoal_controlplane.planner.partition.problem import (
     Partition,
     Problem,
 )
-from shoal_controlplane.planner.partition.reassign import reassign
 from shoal_controlplane.planner.partition.tables import tabulate
 from shoal_controlplane.planner.reasons import MB
 
-__all__ = ["evaluate", "reassign", "solve", "without"]
+__all__ = ["evaluate", "solve"]
 
 _OTHERS = 4
 _OTHERS_LIMIT = 20_000

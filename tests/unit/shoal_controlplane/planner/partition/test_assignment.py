@@ -3,13 +3,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from support.partition import fleet_of, problems
+from support.partition import fleet_of
 
 from shoal_controlplane.planner.partition.assignment import Assignment
-from shoal_controlplane.planner.partition.problem import Link, Problem
-from shoal_controlplane.planner.partition.solve import evaluate, solve, without
+from shoal_controlplane.planner.partition.problem import Link
+from shoal_controlplane.planner.partition.solve import evaluate, solve
 
 
 def test_a_device_with_two_stages_does_one_after_the_other() -> None:
@@ -56,27 +54,6 @@ def test_stages_that_are_no_plan(stages: list[Assignment], sentence: str) -> Non
         evaluate(fleet_of([[1.0, 1.0]], [2]), stages)
 
 
-@given(problems(max_devices=5), st.data())
-def test_without_leaves_the_others_as_they_are(problem: Problem, data: st.DataObject) -> None:
-    fleet = [device for kind in problem.types for device in kind.devices]
-    lost = set(data.draw(st.lists(st.sampled_from(fleet))))
-    rest = without(problem, lost)
-    assert [d for kind in rest.types for d in kind.devices] == [d for d in fleet if d not in lost]
-    old = {kind.name: v for v, kind in enumerate(problem.types)}
-    for n, kind in enumerate(rest.types):
-        v = old[kind.name]
-        assert rest.entries[n] == problem.entries[v]
-        assert rest.exits[n] == problem.exits[v]
-        for m, other in enumerate(rest.types):
-            assert rest.links[n][m] == problem.links[v][old[other.name]]
-        for first in range(len(problem.segments)):
-            for last in range(first + 1, len(problem.segments) + 1):
-                assert rest.compute_ms(first, last, n) == problem.compute_ms(first, last, v)
-                assert rest.memory_bytes(first, last, n) == problem.memory_bytes(first, last, v)
-    solve(rest)
-
-
-def test_without_everything_there_is_no_plan() -> None:
-    problem = fleet_of([[1.0]], [2])
-    assert solve(without(problem, {"d00", "d01"})).best is None
-    assert without(problem, {"nobody"}) == replace(problem)
+def test_a_fleet_without_devices_has_no_plan() -> None:
+    problem = fleet_of([[1.0]], [1])
+    assert solve(replace(problem, types=(), links=(), entries=(), exits=())).best is None

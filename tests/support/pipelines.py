@@ -1,0 +1,237 @@
+"""Fleets of real agents that compute sharded models, and requests that never cease."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+from support import onnx_models
+from support.processes import ControlPlane, Process, until
+
+GROUP = "group"
+"""Label by which a test's deployments find the test's boards."""
+
+WIDTH = 256
+LAYERS = 8
+X = np.random.default_rng(5).normal(size=(1, WIDTH)).astype(np.float32)
+
+
+def chain(path: Path, *, layers: int = LAYERS, width: int = WIDTH, seed: int = 0) -> Path:
+    """`y` = relu(… relu(`x` W) …), FP32 [N, width], with 4 x `width`^2 bytes a layer."""
+    rng = np.random.default_rng(seed)
+    names = ["x", *(f"h{i}" for i in range(layers - 1)), "y"]
+    nodes, weights = [], []
+    for i, (before, after) in enumerate(itertools.pairwise(names)):
+        matrix = rng.normal(size=(width, width), scale=(2 / width) ** 0.5).astype(np.float32)
+        weights.append(numpy_helper.from_array(matrix, f"w{i}"))
+        nodes.append(helper.make_node("MatMul", [before, f"w{i}"], [f"m{i}"]))
+        nodes.append(helper.make_node("Relu", [f"m{i}"], [after]))
+    return onnx_models.save(
+        path,
+        nodes,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", width])],
+        weights,
+    )
+
+
+def in_one_piece(path: Path) -> Path:
+    """A chain inside of an If: no cut is possible."""
+    inner = onnx.load(chain(path)).graph
+    branches = []
+    for name in ("then", "else"):
+        outer = {"x"}
+        nodes = [
+            helper.make_node(
+                node.op_type,
+                [i if i in outer else f"{name}_{i}" for i in node.input],
+                [f"{name}_{o}" for o in node.output],
+            )
+            for node in inner.node
+        ]
+        weights = []
+        for tensor in inner.initializer:
+            copy = TensorProto()
+            copy.CopyFrom(tensor)
+            copy.name = f"{name}_{tensor.name}"
+            weights.append(copy)
+        output = helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, ["N", WIDTH])
+        branches.append(helper.make_graph(nodes, name, [], [output], weights))
+    choice = helper.make_node(
+        "If", ["flag"], ["y"], then_branch=branches[0], else_branch=branches[1]
+    )
+    return onnx_models.save(
+        path, [choice], list(inner.input), list(inner.output), [_flag(True)]
+    )
+
+
+def _flag(value: bool) -> TensorProto:
+    return numpy_helper.from_array(np.array(value), "flag")
+
+
+def reference(path: Path, x: np.ndarray) -> np.ndarray:
+    """What the whole model computes, on this machine."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+class Board:
+    """A process of `faultyboard.py`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        plane: ControlPlane,
+        group: str,
+        *,
+        memory_mib: int = 512,
+        broker_port: int | None = None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.name = name
+        self._fault = folder / f"{name}.fault"
+        self.process = Process(
+            [
+                sys.executable,
+                str(Path(__file__).with_name("faultyboard.py")),
+                *("--device", name, "--label", f"{GROUP}={group}"),
+                *("--memory-mib", str(memory_mib), "--fault", str(self._fault)),
+                *("--broker", f"127.0.0.1:{broker_port or plane.broker_port}"),
+                *("--server", plane.url, "--state-dir", str(folder / name)),
+            ],
+            folder / f"{name}.log",
+        )
+
+    def fault(self, word: str) -> None:
+        """From now on this is wrong with it."""
+        written = self._fault.with_suffix(".new")
+        written.write_text(word)
+        written.replace(self._fault)
+
+    def freeze(self) -> None:
+        """It does nothing any more, but its session stays up."""
+        os.killpg(self.process.child.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.killpg(self.process.child.pid, signal.SIGCONT)
+
+
+class Group:
+    """Boards of one test on a control plane that many tests share."""
+
+    def __init__(self, plane: ControlPlane, folder: Path, name: str) -> None:
+        self.plane, self.folder, self.name = plane, folder, name
+        self.boards: dict[str, Board] = {}
+        self._deployed: list[str] = []
+
+    def add(self, *names: str, **options: Any) -> list[Board]:
+        """Start boards and wait until they are online."""
+        started = [
+            Board(self.folder, f"{self.name}-{name}", self.plane, self.name, **options)
+            for name in names
+        ]
+        self.boards |= {board.name: board for board in started}
+        for board in started:
+            self.plane.wait_condition(board.name, "online")
+        return started
+
+    def deploy(self, model: str, *options: str) -> dict[str, Any]:
+        """Create a deployment on the group's boards, wait until it serves, and give its plan."""
+        self._deployed.append(model)
+        done = self.plane.shoal(
+            "deployment", "create", model, "--select", f"{GROUP}={self.name}", *options
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+        return self.plan(model)
+
+    def plan(self, model: str) -> dict[str, Any]:
+        status, plan = self.plane.get(f"/api/v1/plans/{model}")
+        assert status == 200, plan
+        return plan
+
+    def holders(self, model: str, stage: int) -> list[Board]:
+        """The boards of a stage, as the plan has it now."""
+        return [self.boards[name] for name in self.plan(model)["stages"][stage]["devices"]]
+
+    def close(self) -> None:
+        for model in self._deployed:
+            self.plane.call("DELETE", f"/api/v1/deployments/{model}")
+        for board in self.boards.values():
+            if board.process.child.poll() is None:
+                board.thaw()
+            board.process.kill()
+
+
+class Load:
+    """Requests from several threads, each of which sends the next one when the last is answered."""
+
+    def __init__(self, plane: ControlPlane, model: str, x: np.ndarray, threads: int) -> None:
+        self._plane, self._path = plane, f"/v2/models/{model}/infer"
+        tensor = {"name": "x", "datatype": "FP32", "shape": list(x.shape), "data": x.ravel()}
+        self._body = {"inputs": [{**tensor, "data": x.ravel().tolist()}]}
+        self._ending = threading.Event()
+        self.answers: list[tuple[float, int, Any]] = []
+        self._threads = [threading.Thread(target=self._send) for _ in range(threads)]
+
+    @property
+    def count(self) -> int:
+        return len(self.answers)
+
+    def more(self, number: int, what: str, timeout_s: float = 30.0) -> None:
+        """Wait for so many more answers."""
+        wanted = self.count + number
+        until(lambda: self.count >= wanted, f"{number} answers {what}", timeout_s)
+
+    def end(self) -> None:
+        """Let every thread finish its request."""
+        self._ending.set()
+        for thread in self._threads:
+            thread.join(40)
+
+    def wrong(self, expected: np.ndarray) -> list[Any]:
+        """Answers that are errors or not the expected ones."""
+        return [
+            (status, body)
+            for _, status, body in self.answers
+            if status != 200
+            or not np.allclose(body["outputs"][0]["data"], expected.ravel(), rtol=0, atol=1e-4)
+        ]
+
+    def longest_s(self) -> float:
+        """The longest time that a request took."""
+        return max(took for took, _, _ in self.answers)
+
+    def _start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def _send(self) -> None:
+        while not self._ending.is_set():
+            began = time.monotonic()
+            status, body = self._plane.call("POST", self._path, self._body, timeout=60)
+            self.answers.append((time.monotonic() - began, status, body))
+
+
+@contextmanager
+def load(plane: ControlPlane, model: str, x: np.ndarray = X, threads: int = 8) -> Iterator[Load]:
+    """Requests to a model while the block runs; afterwards all were answered or failed."""
+    requests = Load(plane, model, x, threads)
+    requests._start()
+    try:
+        requests.more(2 * threads, "before anything happened")
+        yield requests
+    finally:
+        requests.end()

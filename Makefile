@@ -4,7 +4,8 @@
 # make check       ruff, mypy --strict, import rules
 # make test-hardware   the runtimes of the boards, each in an environment of its own
 # make test-arm64      what a board installs resolves for arm64, and the agent runs there (emulated)
-# make bench BENCH=router|gateway|agent|runtimes   measures, side by side with the peers
+# make bench BENCH=router|gateway|agent|runtimes|split|plan|pipeline|batch|failover
+#                  measures, side by side with the peers
 
 PYTHON ?= python3
 # Qualcomm's and Ascend's wheels are for 3.11 and 3.12, tflite-runtime's for 3.11.

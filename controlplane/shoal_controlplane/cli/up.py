@@ -113,4 +113,5 @@ Running until Ctrl-C.
   dashboard  {url}/
   API        {url}/docs
   metrics    {url}/metrics
-Try: {shoal} infer efficientnet-lite0 --image YOUR.jpg"""
+Try: {shoal} infer efficientnet-lite0 --image YOUR.jpg
+     {shoal} deployment create ppocr-rec --shards auto"""

@@ -2,8 +2,8 @@
 
     python -m shoal_simulators.demo.scenario --server URL --fleet SPEC
 
-Pushes the demo models, deploys them, sends a real picture and a real line of text, and checks
-the answers. Exit status 0 only if they are right.
+Pushes the demo models, deploys them, sends a real picture and a real line of text, checks the
+answers, and shows how a model would be cut over the fleet. Exit status 0 only if they are right.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class Scenario:
         self._show("deployment", "list")
         self._expect(COFFEE_LABEL, "infer", "efficientnet-lite0", "--image", str(pictures.coffee))
         self._expect(LINE_TEXT, "infer", "ppocr-rec", "--image", str(pictures.line))
+        self._show("plan", "ppocr-rec")
 
     def _try(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         shoal = Path(sys.executable).with_name("shoal")

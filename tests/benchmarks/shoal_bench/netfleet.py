@@ -104,15 +104,10 @@ class Network:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    @staticmethod
-    def namespace(board: Board) -> str:
-        """The name of a board's namespace."""
-        return f"{_PREFIX}{board.name}"
-
     def attach(self, board: Board) -> str:
         """Give a board its namespace and its link; returns the namespace's name."""
         self._count += 1
-        namespace = self.namespace(board)
+        namespace = f"{_PREFIX}{board.name}"
         # Never the names of before: the kernel removes a namespace's links behind our back.
         tag = f"{os.getpid() % 100_000}x{self._count}"
         inside, outside = f"sbi{tag}", f"sbo{tag}"
@@ -194,11 +189,7 @@ def broker(folder: Path) -> Iterator[str]:
 
 def start_agent(network: Network, board: Board, folder: Path) -> Service:
     """The real agent on a throttled board, in a namespace of its own."""
-    return restart_agent(network.attach(board), board, folder)
-
-
-def restart_agent(namespace: str, board: Board, folder: Path) -> Service:
-    """The agent in a namespace that is there already."""
+    namespace = network.attach(board)
     server = f"http://{ADDRESS}:{HTTP_PORT}"
     return Service(
         [

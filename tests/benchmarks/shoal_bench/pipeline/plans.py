@@ -12,12 +12,12 @@ from shoal_bench.pipeline.models import Model
 from shoal_bench.pipeline.profiling import Stopwatch, device_types
 from shoal_bench.plan.baselines import Stages, equal_split, pipeedge, ram_proportional
 from shoal_controlplane.planner.costs import Range, chunks
+from shoal_controlplane.planner.credits import credits_for
 from shoal_controlplane.planner.cuts.analysis import Analysis, StageFile
 from shoal_controlplane.planner.cuts.cutter import analyse_model, extract_stages
 from shoal_controlplane.planner.partition.assignment import evaluate
 from shoal_controlplane.planner.partition.problem import Partition, Problem
 from shoal_controlplane.planner.partition.solve import solve
-from shoal_controlplane.plans.drafting import credits_for
 from shoal_controlplane.plans.links import LinkBook, between, entry, leaving
 
 SHOAL, SINGLE = "Shoal", "best single device"

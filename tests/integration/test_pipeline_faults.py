@@ -32,9 +32,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 
 
 @pytest.fixture
-def group(
-    request: pytest.FixtureRequest, plane: ControlPlane, tmp_path: Path
-) -> Iterator[Group]:
+def group(request: pytest.FixtureRequest, plane: ControlPlane, tmp_path: Path) -> Iterator[Group]:
     group = Group(plane, tmp_path, request.param)
     yield group
     group.close()

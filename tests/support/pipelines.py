@@ -72,9 +72,7 @@ def in_one_piece(path: Path) -> Path:
     choice = helper.make_node(
         "If", ["flag"], ["y"], then_branch=branches[0], else_branch=branches[1]
     )
-    return onnx_models.save(
-        path, [choice], list(inner.input), list(inner.output), [_flag(True)]
-    )
+    return onnx_models.save(path, [choice], list(inner.input), list(inner.output), [_flag(True)])
 
 
 def _flag(value: bool) -> TensorProto:

@@ -118,9 +118,8 @@ class DeploymentController:
     async def start(self) -> None:
         """Load what was decided before and begin. The fleet must have been loaded."""
         await self._store.load()
-        await self._plans.start()
+        await self._plans.start(self._store.deployments.values(), self._store.goals)
         for device, goal in self._store.goals.items():
-            self._plans.goal_set(device, goal)
             self._goals.set(device, goal)
         await self._look_up()
         for known in self._fleet:
@@ -149,7 +148,8 @@ class DeploymentController:
         """For the link: its first session begins the time that devices get to show up."""
         if connected and self._settled_at is None:
             # With nothing assigned there is nothing that could be taken from a late device.
-            wait = self._startup_s if self._store.assignment else 0.0
+            assigned = self._store.assignment or self._plans.keys
+            wait = self._startup_s if assigned else 0.0
             self._settled_at = self._clock() + wait
             self.wake()
 
@@ -184,7 +184,8 @@ class DeploymentController:
 
     def is_placed(self, name: str) -> bool:
         """Whether the planner has looked at a deployment since the start."""
-        return name in self._placed or self._plans.entry(name) is not None
+        entry = self._plans.entry(name)
+        return name in self._placed or (entry is not None and entry.is_decided)
 
     async def changed(self, condition: Callable[[], bool]) -> None:
         """Wait until a step has made `condition` true."""
@@ -195,7 +196,8 @@ class DeploymentController:
         """Bring everything in step once."""
         await self._look_up()
         if self.settled:
-            await self._plans.step(self._store.deployments.values())
+            async with self._store.changing:
+                await self._plans.step(self._store.deployments.values())
         self._serve()
         if self.settled:
             async with self._store.changing:
@@ -280,7 +282,7 @@ class DeploymentController:
     async def _look_up(self) -> None:
         """Learn the models of all deployments, and what changed of them; one that is gone makes its
         deployment fail."""
-        for key in {d.key for d in self._store.deployments.values()}:
+        for key in {d.key for d in self._store.deployments.values()} | self._plans.keys:
             with contextlib.suppress(NotFoundError):
                 self._known[key] = await self._models.get(*key)
 
@@ -306,7 +308,7 @@ class DeploymentController:
     async def _keep_measured(self) -> None:
         """Forget what was measured of files that no model has any more, save the rest."""
         measured = self._store.measured
-        if len(measured):
+        if len(measured) or self._plans.has_parts:
             models = await self._models.all()
             parts = await self._plans.keep_parts({m.digest for m in models})
             measured.keep({f.digest for m in models for f in files(m)} | parts)

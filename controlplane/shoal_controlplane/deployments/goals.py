@@ -111,19 +111,31 @@ def with_plans(
 ) -> tuple[tuple[ModelGoal, ...], tuple[RoleGoal, ...]]:
     """Models and roles of a device, those of plans among them, as many as a goal can name.
 
-    Where it is too much, epochs that were wired ahead are left out, the last ones first: so what
-    serves is kept longest.
+    Where it is too much, epochs that were wired ahead are left out, the last ones first, then
+    models that are only to be measured, then other epochs from the end: so what serves is kept
+    longest. With an epoch go the models that it alone needs.
     """
     if load is None:
         return models, ()
-    planned = tuple(goal for _, goal in sorted(load.models.items()))
-    roles = tuple(sorted(load.roles, key=lambda role: (role.plan, role.epoch, role.stage)))
-    while roles and not _fits((*models, *planned), roles):
-        last = max(role.epoch for role in roles)
-        roles = tuple(role for role in roles if role.epoch != last)
-    while planned and not _fits((*models, *planned), roles):
-        planned = planned[:-1]
-    return (*models, *planned), roles
+    epochs = [*_epochs(load.roles), *sorted(_epochs(load.ahead), key=lambda e: e[1])]
+    serving = len(_epochs(load.roles))
+    every = (*load.roles, *load.ahead)
+    jobs = load.models.keys() - {(role.model, role.version) for role in every}
+    while True:
+        chosen = [role for role in every if (role.plan, role.epoch) in epochs]
+        roles = tuple(sorted(chosen, key=lambda role: (role.plan, role.epoch, role.stage)))
+        named = {(role.model, role.version) for role in roles} | jobs
+        planned = tuple(goal for key, goal in sorted(load.models.items()) if key in named)
+        if _fits((*models, *planned), roles) or not named:
+            return (*models, *planned), roles
+        if jobs and len(epochs) <= serving:
+            jobs = set()
+        else:
+            epochs.pop()
+
+
+def _epochs(roles: Iterable[RoleGoal]) -> list[tuple[str, int]]:
+    return list(dict.fromkeys((role.plan, role.epoch) for role in roles))
 
 
 def _fits(models: tuple[ModelGoal, ...], roles: tuple[RoleGoal, ...]) -> bool:

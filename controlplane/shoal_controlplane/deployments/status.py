@@ -96,9 +96,7 @@ def summarise_plan(
     plan = entry.plan or entry.candidate if entry is not None else None
     if entry is None or plan is None:
         reason = entry.reason if entry is not None else ""
-        state = DeploymentState.PENDING
-        if entry is not None and entry.state in (PlanState.MEASURING, PlanState.CUTTING):
-            state = DeploymentState.PROGRESSING
+        state = _PLAN_STATES[entry.state] if entry is not None else DeploymentState.PENDING
         return Summary(state, reason or "it has not been planned yet", 0, 0, ())
     placements = []
     for stage, devices in enumerate(plan.current.devices):

@@ -21,6 +21,15 @@ MIN_SILENCE_S = 0.5
 SILENCE_FACTOR = 6.0
 
 
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A device that failed with a request which another one may answer, and its words."""
+
+    ticket: Ticket
+    device: str
+    error: str
+
+
 @dataclass(slots=True, eq=False)
 class Call:
     """A request under way. `replicas` is asked anew for each attempt; `waiting` holds the
@@ -38,7 +47,7 @@ class Call:
     waiting: dict[bytes, Ticket] = field(default_factory=dict)
     queued: Ticket | None = None
     tried: set[str] = field(default_factory=set)
-    suspects: list[Ticket] = field(default_factory=list)
+    suspects: list[Suspect] = field(default_factory=list)
     last_error: str = ""
     last_status: GatewayStatus = GatewayStatus.UNAVAILABLE
     timer: asyncio.TimerHandle | None = None

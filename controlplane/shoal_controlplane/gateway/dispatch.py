@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import structlog
 
-from shoal_controlplane.gateway.call import MIN_SILENCE_S, Call, patience_s, read_answer
+from shoal_controlplane.gateway.call import MIN_SILENCE_S, Call, Suspect, patience_s, read_answer
 from shoal_controlplane.gateway.errors import GatewayError, GatewayStatus
+from shoal_controlplane.gateway.inquiry import Alive, Inquiry, all_alive
 from shoal_controlplane.gateway.pipelines import Pipelines
 from shoal_controlplane.gateway.router import Router, Ticket
 from shoal_controlplane.gateway.table import Pipeline, Replica
@@ -45,10 +46,6 @@ MAX_RESENDS = 4
 MAX_STRANDED = 1024
 """Requests that wait for the next plan of a sharded model."""
 
-ALIVE_S = 0.5
-ALIVE_ATTEMPTS = 3
-"""How long, and how often, the devices of a silent pipeline have to show that they are there."""
-
 MAX_SENTENCE = 500
 _TICK_S = 1e-3
 """Timers may fire this much too early."""
@@ -61,10 +58,6 @@ _STATUS = {
 }
 
 
-Alive = Callable[[Collection[str], float], Awaitable[Collection[str]]]
-"""Those of some devices that answer within so many seconds."""
-
-
 class Dispatcher:
     """Sends requests, matches replies by their correlation data, and tries again."""
 
@@ -75,14 +68,15 @@ class Dispatcher:
         gateway_id: str,
         router: Router,
         clock: Clock,
-        alive: Alive | None = None,
+        alive: Alive = all_alive,
         listed: Callable[[], Iterable[Pipeline]] = tuple,
     ) -> None:
         self.pipelines: Pipelines[Call] = Pipelines()
         self.pipelines.listeners.append(self._abandoned)
-        self._alive = alive
+        self._inquiry = Inquiry(
+            alive, self.pipelines.suspect, lambda p: self.pipelines.doubt(p, self._clock())
+        )
         self._listed = listed
-        self._asking: dict[str, asyncio.Task[None]] = {}
         self._link = link
         self._topics = topics
         self._router = router
@@ -190,7 +184,8 @@ class Dispatcher:
             return
         ticket = None
         if call.attempts_left > 0:
-            places = self.pipelines.usable(call.replicas(), call.tried)
+            failed = [suspect.device for suspect in call.suspects]
+            places = self.pipelines.usable(call.replicas(), call.tried, failed)
             ticket = self._router.pick(call.model, places, call.items, now, exclude=call.tried)
         if ticket is None and all_silent and call.resends_left > 0:
             call.resends_left -= 1
@@ -348,7 +343,7 @@ class Dispatcher:
             answer = read_answer(message, ticket)
         except ValueError as error:
             log.warning("unreadable reply", device=ticket.device, error=str(error))
-            self._router.failed(ticket, now)
+            self._blame(ticket, now)
             sentence = f"device {ticket.device} sent a reply that cannot be read"
             self._failed(call, sentence, GatewayStatus.INTERNAL)
             return
@@ -358,16 +353,20 @@ class Dispatcher:
             self._router.succeeded(ticket, now, answer.queue_depth, service_ms, answer.batch)
             trace = reply.parameters.get("trace")
             if ticket.pipeline is not None and isinstance(trace, list):
-                self.pipelines.observe(ticket.pipeline, trace)
+                taken_ms = (now - ticket.sent_at) * 1e3
+                self.pipelines.observe(ticket.pipeline, trace, taken_ms, now)
             if not call.answer.done():
                 call.answer.set_result((reply, ticket))
             return
         self._router.released(ticket, now)
         sentence = reply.error[:MAX_SENTENCE]
         if code in RETRYABLE:
+            device = ticket.device
+            if ticket.pipeline is not None:
+                device = str(reply.parameters.get("device", device))[:MAX_SENTENCE]
             if code is InferCode.INTERNAL:
-                call.suspects.append(ticket)
-            self._failed(call, f"device {ticket.device}: {sentence}", _STATUS[code])
+                call.suspects.append(Suspect(ticket, device, sentence))
+            self._failed(call, f"device {device}: {sentence}", _STATUS[code])
         elif code is InferCode.EXPIRED:
             self._fail(call, GatewayStatus.DEADLINE, sentence)
         else:
@@ -383,37 +382,22 @@ class Dispatcher:
         call.timer = None
         for ticket in list(call.waiting.values()):
             if ticket.pipeline is not None:
-                self._ask(ticket.pipeline)
+                self._inquiry.ask(ticket.pipeline)
             # The reply may still come and then wins; the device is to blame all the same, unless
             # the deadline was too short to tell.
             if now - ticket.sent_at >= patience_s(ticket) - _TICK_S:
-                self._router.failed(ticket, now)
+                self._blame(ticket, now)
         if now >= call.deadline - _TICK_S:
             self._fail(call, GatewayStatus.DEADLINE, "the deadline passed before an answer came")
         else:
             self._attempt(call, all_silent=True)
 
-    def _ask(self, pipeline: Pipeline) -> None:
-        """A pipeline stays silent: find out which of its devices are still there."""
-        if self._alive is None or pipeline.plan in self._asking:
-            return
-        alive = self._alive
-
-        async def ask() -> None:
-            missing = pipeline.devices
-            try:
-                for _ in range(ALIVE_ATTEMPTS):
-                    missing = missing - set(await alive(missing, ALIVE_S))
-                    if not missing:
-                        return
-                # If nobody answers it is the broker, or this host, that is slow.
-                if missing < pipeline.devices:
-                    for device in sorted(missing):
-                        self.pipelines.suspect(device, f"device {device} does not answer")
-            finally:
-                del self._asking[pipeline.plan]
-
-        self._asking[pipeline.plan] = asyncio.create_task(ask())
+    def _blame(self, ticket: Ticket, now: float) -> None:
+        """A place is at fault. Whether a pipeline is used is not for the router to say."""
+        if ticket.pipeline is None:
+            self._router.failed(ticket, now)
+        else:
+            self._router.released(ticket, now)
 
     def _set_timer(self, call: Call, seconds: float) -> None:
         if call.timer is not None:
@@ -445,5 +429,9 @@ class Dispatcher:
             call.queued = None
         if answered:
             # Another device answered the same request: the suspects were at fault, not it.
-            for ticket in call.suspects:
-                self._router.blame(ticket.device, now, probe=ticket.probe)
+            for suspect in call.suspects:
+                pipeline = suspect.ticket.pipeline
+                if pipeline is None:
+                    self._router.blame(suspect.device, now, probe=suspect.ticket.probe)
+                else:
+                    self.pipelines.bad(pipeline, suspect.device, suspect.error)

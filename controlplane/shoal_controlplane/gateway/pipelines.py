@@ -16,10 +16,16 @@ from typing import Any, Generic, TypeVar
 from shoal_controlplane.gateway.table import Pipeline, Replica
 
 SLOW_FACTOR = 5.0
-"""A stage that takes so many times what was planned, in `SLOW_REPLIES` replies on end, is slow."""
-SLOW_REPLIES = 3
+"""A stage that takes so many times what was planned is slow, and so are links."""
 SLOW_FLOOR_MS = 5.0
-"""Below this nothing counts as slow: the machine was busy with something else."""
+SLOW_LINKS_FLOOR_MS = 50.0
+"""Below these nothing counts as slow: the machine was busy with something else."""
+
+BAD_REPLIES = 3
+"""A device that is slow, or fails where others do not, in so many replies on end is left out."""
+
+DOUBT_S = 10.0
+"""How long after a doubt about the links of a plan there is no other."""
 
 MAX_WAITING = 1024
 """Requests that wait for a credit of one pipeline."""
@@ -28,6 +34,9 @@ W = TypeVar("W")
 
 Abandoned = Callable[[Pipeline, str, str], None]
 """Told of a pipeline that is no longer used, the device that is to blame, and why."""
+
+Doubted = Callable[[Pipeline], None]
+"""Told of a pipeline whose links take much longer than was planned, as it seems."""
 
 
 @dataclass(slots=True)
@@ -40,19 +49,28 @@ class Flow(Generic[W]):
 
 
 class Pipelines(Generic[W]):
-    """State of all pipelines at one gateway. Pure but for the callbacks in `listeners`."""
+    """State of all pipelines at one gateway. Pure but for the callbacks in `listeners`, of
+    epochs that end, and `doubters`, of links that seem slow."""
 
     def __init__(self) -> None:
         self._flows: dict[tuple[str, int], Flow[W]] = {}
         self._gone: set[str] = set()
         self._abandoned: set[tuple[str, int]] = set()
-        self._late: dict[tuple[str, int, int], int] = {}
+        self._bad: dict[tuple[str, int, str], int] = {}
+        self._slow_links: dict[tuple[str, int], int] = {}
+        self._doubted: dict[str, float] = {}
         self._turns: dict[tuple[str, int], list[float]] = {}
         self.listeners: list[Abandoned] = []
+        self.doubters: list[Doubted] = []
 
-    def usable(self, replicas: Iterable[Replica], tried: Collection[str]) -> list[Replica]:
-        """Devices as they are, and of each plan the first epoch that may be used and was not
-        tried."""
+    def usable(
+        self,
+        replicas: Iterable[Replica],
+        tried: Collection[str],
+        failed: Collection[str] = (),
+    ) -> list[Replica]:
+        """Devices as they are, and of each plan the first epoch that may be used, was not tried,
+        and has none of the devices that `failed`."""
         found: list[Replica] = []
         plans: set[str] = set()
         for replica in replicas:
@@ -60,7 +78,10 @@ class Pipelines(Generic[W]):
             if pipeline is None:
                 found.append(replica)
             elif (
-                pipeline.plan not in plans and replica.device not in tried and self._open(pipeline)
+                pipeline.plan not in plans
+                and replica.device not in tried
+                and not pipeline.devices.intersection(failed)
+                and self._open(pipeline)
             ):
                 plans.add(pipeline.plan)
                 found.append(replica)
@@ -139,26 +160,57 @@ class Pipelines(Generic[W]):
         turns[best] -= sum(pipeline.shares)
         return best
 
-    def observe(self, pipeline: Pipeline, trace: Sequence[Any]) -> None:
-        """What the stages told of themselves: one that is slow time after time, and not merely
-        with all others, ends its epoch if another one can take over."""
-        times = _service_ms(trace)
-        ratios = [ms / max(p, 1e-3) for ms, p in zip(times, pipeline.stage_ms, strict=False)]
-        for stage, (ratio, service_ms) in enumerate(zip(ratios, times, strict=False)):
-            key = (pipeline.plan, pipeline.epoch, stage)
+    def observe(
+        self, pipeline: Pipeline, trace: Sequence[Any], taken_ms: float, now: float
+    ) -> None:
+        """A reply, the time that it took, and what the stages told of themselves.
+
+        A device that is slow time after time, and not merely with all others, ends its epoch if
+        another one can take over. Links that seem slow are doubted.
+        """
+        steps = _steps(trace)
+        ratios = [
+            step.service_ms / max(planned, 1e-3)
+            for step, planned in zip(steps, pipeline.stage_ms, strict=False)
+        ]
+        for stage, (ratio, step) in enumerate(zip(ratios, steps, strict=False)):
             others = ratios[:stage] + ratios[stage + 1 :]
             usual = max(1.0, median(others)) if others else 1.0
-            if service_ms <= SLOW_FLOOR_MS or ratio <= SLOW_FACTOR * usual:
-                self._late.pop(key, None)
-                continue
-            self._late[key] = self._late.get(key, 0) + 1
-            device = trace[stage][0]
-            if (
-                self._late[key] >= SLOW_REPLIES
-                and device in pipeline.devices
-                and self._has_another(pipeline, device)
-            ):
-                self.abandon(pipeline, device, f"stage {stage} is {ratio:.0f} times too slow")
+            if step.service_ms <= SLOW_FLOOR_MS or ratio <= SLOW_FACTOR * usual:
+                self._bad.pop((pipeline.plan, pipeline.epoch, step.device), None)
+            else:
+                self.bad(pipeline, step.device, f"stage {stage} is {ratio:.0f} times too slow")
+        if steps:
+            links_ms = taken_ms - sum(step.wait_ms + step.service_ms for step in steps)
+            self._observe_links(pipeline, links_ms, now)
+
+    def bad(self, pipeline: Pipeline, device: str, reason: str) -> None:
+        """A device was slow, or failed with a request that others answered: after some times on
+        end its epoch is over, if another one can take over."""
+        key = (pipeline.plan, pipeline.epoch, device)
+        self._bad[key] = self._bad.get(key, 0) + 1
+        if (
+            self._bad[key] >= BAD_REPLIES
+            and device in pipeline.devices
+            and self._has_another(pipeline, device)
+        ):
+            self.abandon(pipeline, device, reason)
+
+    def doubt(self, pipeline: Pipeline, now: float) -> None:
+        """A pipeline takes long, or says nothing, although its devices are there."""
+        if now - self._doubted.get(pipeline.plan, -DOUBT_S) >= DOUBT_S:
+            self._doubted[pipeline.plan] = now
+            for doubter in self.doubters:
+                doubter(pipeline)
+
+    def _observe_links(self, pipeline: Pipeline, links_ms: float, now: float) -> None:
+        key = (pipeline.plan, pipeline.epoch)
+        if links_ms <= max(SLOW_LINKS_FLOOR_MS, SLOW_FACTOR * pipeline.links_ms):
+            self._slow_links.pop(key, None)
+            return
+        self._slow_links[key] = self._slow_links.get(key, 0) + 1
+        if self._slow_links[key] >= BAD_REPLIES:
+            self.doubt(pipeline, now)
 
     def learn(self, listed: Iterable[Pipeline]) -> None:
         """Epochs that the table lists now; others are forgotten once nothing is under way in
@@ -172,7 +224,10 @@ class Pipelines(Generic[W]):
             self._flow(pipeline)
         self._abandoned &= self._flows.keys()
         self._turns = {key: turns for key, turns in self._turns.items() if key in self._flows}
-        self._late = {key: count for key, count in self._late.items() if key[:2] in self._flows}
+        self._bad = {key: count for key, count in self._bad.items() if key[:2] in self._flows}
+        self._slow_links = {k: count for k, count in self._slow_links.items() if k in self._flows}
+        plans = {plan for plan, _ in self._flows}
+        self._doubted = {plan: at for plan, at in self._doubted.items() if plan in plans}
 
     def _has_another(self, pipeline: Pipeline, device: str) -> bool:
         """Whether another epoch of the plan could take over, without the device."""
@@ -194,13 +249,22 @@ class Pipelines(Generic[W]):
         return flow
 
 
-def _service_ms(trace: Sequence[Any]) -> list[float]:
-    """Compute times of the stages; empty where a trace is not one."""
-    found: list[float] = []
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What a stage told of a request."""
+
+    device: str
+    wait_ms: float
+    service_ms: float
+
+
+def _steps(trace: Sequence[Any]) -> list[_Step]:
+    """The steps of a request; empty where a trace is not one."""
+    found: list[_Step] = []
     for entry in trace:
         if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[0], str):
             return []
-        if isinstance(entry[2], bool) or not isinstance(entry[2], int | float):
+        if any(isinstance(us, bool) or not isinstance(us, int | float) for us in entry[1:]):
             return []
-        found.append(entry[2] / 1e3)
+        found.append(_Step(entry[0], entry[1] / 1e3, entry[2] / 1e3))
     return found

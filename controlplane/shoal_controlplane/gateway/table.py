@@ -18,7 +18,8 @@ class Pipeline:
 
     `stages` are the devices by stage, replicas of a stage side by side, and `shares` the parts of
     the requests that each replica of the first stage gets. At most `credits` requests of a gateway
-    may be under way in it. `stage_ms` is the planned compute time of each stage.
+    may be under way in it. `stage_ms` is the planned compute time of each stage, `links_ms` that of
+    all links together.
     """
 
     plan: str
@@ -27,6 +28,7 @@ class Pipeline:
     shares: tuple[float, ...]
     credits: int
     stage_ms: tuple[float, ...]
+    links_ms: float = 0.0
 
     @property
     def devices(self) -> frozenset[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -15,11 +14,9 @@ from shoal_controlplane.models.version import ModelVersion
 from shoal_controlplane.planner.costs import Costs, Range, costs
 from shoal_controlplane.planner.cuts.analysis import Analysis, CutError
 from shoal_controlplane.planner.partition.problem import (
-    MEMORY_SHARE,
     DeviceType,
     Objective,
     Outcome,
-    Partition,
     Problem,
 )
 from shoal_controlplane.planner.snapshot import memory_estimate
@@ -46,8 +43,6 @@ THROTTLED = 1.5
 """A board that throttles takes so much longer than was measured on its type."""
 _SMALL = 256
 """Segments times devices up to which the planner is done before a thread has started."""
-_LEAST_CREDITS = 2
-_MOST_CREDITS = 32
 
 Ranges: TypeAlias = Callable[[str, Mapping[str, tuple[int, ...]]], Mapping[str, tuple[int, int]]]
 """By digest of a model and shapes of its inputs: the segments of files cut from it, by digest."""
@@ -148,7 +143,7 @@ class Drafter:
         known = self._known(model, analysis, devices)
         considered = self._considered(devices, known, own)
         groups, left_out = _types(considered, known, analysis)
-        problem = _problem(analysis, groups, known, objective, stages)
+        problem = _problem(analysis, compression_of(model), groups, known, objective, stages)
         count = sum(len(group.devices) for group in groups)
         if count * len(analysis.segments) > _SMALL:
             outcome = await asyncio.to_thread(self._solve, problem)
@@ -260,27 +255,6 @@ class Drafter:
         )
 
 
-def credits_for(partition: Partition) -> int:
-    """How many requests may be under way in a pipeline.
-
-    By Little's law as many as the slowest stage answers in the time that one request takes keep
-    it busy; one more for each stage lets the next request wait where the last one is computed.
-    """
-    busy = math.ceil(partition.latency_ms / max(partition.bottleneck_ms, 1e-6))
-    return min(max(busy + len(partition.stages), _LEAST_CREDITS), _MOST_CREDITS)
-
-
-def room_for(problem: Problem, partition: Partition) -> int:
-    """The most requests under way for which every stage has the memory: at least those that the
-    plan was made for."""
-    extra = min(
-        (MEMORY_SHARE * problem.types[stage.kind].memory_bytes - stage.memory_bytes)
-        / max(stage.in_bytes + stage.out_bytes, 1)
-        for stage in partition.stages
-    )
-    return problem.in_flight + int(min(max(extra, 0.0), _MOST_CREDITS))
-
-
 def _types(
     candidates: Collection[Candidate], known: Mapping[Kind, _Known], analysis: Analysis
 ) -> tuple[list[Group], list[str]]:
@@ -302,8 +276,14 @@ def _types(
     return kept, sorted(c.device.id for c in candidates if c.device.id not in names)
 
 
+def compression_of(model: ModelVersion) -> str:
+    """How tensors may travel between stages, as the card allows it."""
+    return model.card.model.compression if model.card is not None else ""
+
+
 def _problem(
     analysis: Analysis,
+    compression: str,
     groups: Collection[Group],
     known: Mapping[Kind, _Known],
     objective: Objective,
@@ -328,7 +308,7 @@ def _problem(
         known_bytes |= {(a, b, number): size for (a, b), size in facts.memory_bytes.items()}
     links = [group.link for group in groups]
     return Problem(
-        segments=analysis.segments,
+        segments=analysis.sent(compression),
         types=tuple(types),
         links=tuple(tuple(between(u, v) for v in links) for u in links),
         entries=tuple(entry(link) for link in links),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import msgspec
 
 from shoal_controlplane.deployments.deployment import AUTO, Deployment
 from shoal_controlplane.planner.partition.problem import Partition
@@ -23,7 +24,12 @@ class Entry:
     measure them. `again` asks for a new draft, at `retry_at` the earliest; `gain_since` is when a
     better plan was first seen. `abandoned` are epochs that must not be used any more, `avoid`
     devices that failed the plan, each until a reading of the clock. `epoch` is the highest that
-    was given out, `since` Unix seconds; `told` the kind of the last event.
+    was given out, `since` Unix seconds. `loading_since` tells when the candidate was made,
+    `unready_since` since when nothing of a plan serves though no device is gone.
+
+    `degraded` says what was lost while a fallback serves, `unmet` why what serves is not what is
+    asked for. `up` tells whether the last event was one of service, `told` what else was told
+    since: nothing is told twice.
     """
 
     deployment: Deployment
@@ -43,8 +49,12 @@ class Entry:
     again: bool = True
     retry_at: float = 0.0
     gain_since: float | None = None
-    told: str = ""
+    degraded: str = ""
+    unmet: str = ""
+    up: bool = False
+    told: set[str] = field(default_factory=set)
     loading_since: float = 0.0
+    unready_since: float | None = None
     epoch: int = 0
     task: asyncio.Task[None] | None = None
 
@@ -62,8 +72,14 @@ class Entry:
 
     @property
     def is_current(self) -> bool:
-        """Whether the plan is one of the version that is asked for."""
-        return self.plan is not None and self.plan.key == self.deployment.key
+        """Whether the plan is what is asked for now."""
+        return self.plan is not None and self.plan.asked == asked(self.deployment)
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether devices were chosen, or it is clear why there are none."""
+        hopeless = self.state in (PlanState.PENDING, PlanState.FAILED) and bool(self.reason)
+        return bool(self.plans) or hopeless
 
     def usable(self, plan: Plan) -> tuple[Wiring, ...]:
         """Epochs of a plan that were not abandoned."""
@@ -81,21 +97,14 @@ class Entry:
         return set(self.avoid)
 
 
-def asked_anew(before: Deployment, after: Deployment) -> bool:
-    """Whether a change of a deployment calls for another plan."""
-
-    def wanted(deployment: Deployment) -> tuple[object, ...]:
-        return (
-            deployment.key,
-            deployment.shards,
-            deployment.objective,
-            _plain(deployment.shapes),
-            _plain(deployment.select),
-            deployment.require_accelerator,
-        )
-
-    return wanted(before) != wanted(after)
-
-
-def _plain(mapping: Mapping[str, object]) -> dict[str, object]:
-    return dict(mapping)
+def asked(deployment: Deployment) -> str:
+    """All that a plan depends on of what a deployment asks for, as text."""
+    wanted = (
+        deployment.key,
+        deployment.shards,
+        deployment.objective,
+        dict(deployment.shapes),
+        dict(deployment.select),
+        deployment.require_accelerator,
+    )
+    return msgspec.json.encode(wanted, order="sorted").decode()

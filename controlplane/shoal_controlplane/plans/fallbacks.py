@@ -45,11 +45,15 @@ def fallbacks(problem: Problem, partition: Partition) -> dict[str, Partition]:
         for device in stage.devices:
             held.add(device, index, stage.memory_bytes)
     found: dict[str, Partition] = {}
-    for index, stage in enumerate(partition.stages):
-        for lost in stage.devices:
-            way = _without(problem, partition, lost, index, held)
-            if way is not None and len(found) < MAX_FALLBACKS:
-                found[lost] = way
+    for lost in list(held.stages):
+        if len(found) == MAX_FALLBACKS:
+            break
+        way: Partition | None = partition
+        for index, stage in enumerate(partition.stages):
+            if way is not None and lost in stage.devices:
+                way = _without(problem, way, lost, index, held)
+        if way is not None:
+            found[lost] = way
     return found
 
 

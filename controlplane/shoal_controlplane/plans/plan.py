@@ -42,7 +42,8 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sharded deployment runs as. `digest` is that of the model as a whole.
+    """What a sharded deployment runs as. `digest` is that of the model as a whole, `asked` what the
+    deployment asked for, as `entry.asked` tells it.
 
     `fallbacks` are epochs that are wired and loaded beside the current one, by the device whose
     loss each of them survives. `created_at` is in Unix seconds.
@@ -52,6 +53,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     version: str
     digest: str
+    asked: str = ""
     parts: tuple[Part, ...]
     current: Wiring
     fallbacks: dict[str, Wiring] = {}

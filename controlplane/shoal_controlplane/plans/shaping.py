@@ -13,12 +13,13 @@ from shoal_controlplane.devices.live import LiveFleet
 from shoal_controlplane.errors import ConflictError
 from shoal_controlplane.models.version import ModelVersion
 from shoal_controlplane.planner.costs import chunks
+from shoal_controlplane.planner.credits import credits_for, room_for
 from shoal_controlplane.planner.partition.problem import Objective, Partition, Problem
 from shoal_controlplane.planner.partition.solve import evaluate
 from shoal_controlplane.plans.active import PlanState
 from shoal_controlplane.plans.draft import Basis, Draft
-from shoal_controlplane.plans.drafting import credits_for, room_for
-from shoal_controlplane.plans.entry import Entry
+from shoal_controlplane.plans.drafting import compression_of
+from shoal_controlplane.plans.entry import Entry, asked
 from shoal_controlplane.plans.fallbacks import fallbacks
 from shoal_controlplane.plans.measuring import Pulse, as_part, measure
 from shoal_controlplane.plans.parts import Parts
@@ -90,25 +91,31 @@ class Shaper:
         """Give the entry a candidate, or none where what it has is as good. Raises a
         `DomainError` with the reason where there can be no plan."""
         model = await self._models.get(entry.deployment.model, entry.deployment.version)
-        if not serving:
-            await self._measure(entry, model, await self._draft(entry, model, held_bytes(entry)))
+        held = held_bytes(entry)
+        if serving or entry.plan is None:
+            # Where nothing serves any more, there is no time for it.
+            await self._measure(entry, model, await self._draft(entry, model, held), serving)
         async with self._planning:
             # Measurements have come in, and others may have taken memory meanwhile. What serves
             # keeps its own until its successor is ready.
-            own = dict.fromkeys(held_bytes(entry), 0) if serving else held_bytes(entry)
-            draft = await self._draft(entry, model, own)
+            draft = await self._draft(entry, model, dict.fromkeys(held, 0) if serving else held)
+            gives_way = serving and not entry.is_current and draft.outcome.best is None
+            if gives_way:
+                # There is not the room for both, and it is not what is asked for.
+                draft = await self._draft(entry, model, held)
             best = draft.outcome.best
-            if best is None:
-                if serving:
-                    return
-                raise ConflictError(draft.outcome.reason)
-            plan = entry.plan if serving else None
-            if plan is not None and not self._gains(entry, plan, draft, best):
+            plan = entry.plan if serving and entry.is_current else None
+            if plan is not None and (best is None or not self._gains(entry, plan, draft, best)):
                 await self._refit(entry, plan, model)
                 return
+            if best is None:
+                raise ConflictError(draft.outcome.reason)
             if not serving:
                 entry.turn(PlanState.CUTTING, self._wall())
-            entry.candidate = await self._cut(entry, model, draft, best)
+            candidate = await self._cut(entry, model, draft, best)
+            if gives_way:
+                entry.plan = entry.draining = None
+            entry.candidate = candidate
             entry.draft, entry.partition = draft, best
             entry.loading_since = self._clock()
 
@@ -145,7 +152,9 @@ class Shaper:
             require_accelerator=deployment.require_accelerator,
         )
 
-    async def _measure(self, entry: Entry, model: ModelVersion, draft: Draft) -> None:
+    async def _measure(
+        self, entry: Entry, model: ModelVersion, draft: Draft, serving: bool
+    ) -> None:
         """Have one device of each type of board that is not known yet measure the model."""
         unknown: dict[str, tuple[str, int]] = {}
         for kind, basis, board in zip(draft.problem.types, draft.basis, draft.boards, strict=True):
@@ -153,7 +162,8 @@ class Shaper:
                 unknown.setdefault(board, (kind.devices[0], kind.memory_bytes))
         if not unknown or len(draft.analysis.segments) < 2:
             return
-        entry.turn(PlanState.MEASURING, self._wall(), _measuring(unknown))
+        if not serving:
+            entry.turn(PlanState.MEASURING, self._wall(), _measuring(unknown))
         files = await self._parts.ranges(model, draft.analysis, chunks(draft.analysis.segments))
         entry.measured.update(unknown)
 
@@ -194,13 +204,14 @@ class Shaper:
                 model=deployment.model,
                 version=deployment.version,
                 digest=model.digest,
+                asked=asked(deployment),
                 parts=tuple(
                     as_part(file, stage.memory_bytes + more * (stage.in_bytes + stage.out_bytes))
                     for file, stage in zip(files, best.stages, strict=True)
                 ),
                 current=_wiring(0, best),
                 credits=window,
-                compression=model.card.model.compression if model.card is not None else "",
+                compression=compression_of(model),
                 created_at=self._wall(),
             ),
             draft.problem,
@@ -219,11 +230,10 @@ class Shaper:
 
     def _gains(self, entry: Entry, plan: Plan, draft: Draft, best: Partition) -> bool:
         """Whether a new plan has been clearly better than the one that works for long enough."""
-        if not entry.is_current:
-            return True
         now = self._clock()
-        present = repriced(plan, draft.problem)
-        if present is None or _value(present, draft) <= GAIN * _value(best, draft):
+        # Where it is not among what was weighed, what was thought of it when it was wired counts.
+        present = repriced(plan, draft.problem) or plan.current
+        if _value(present, draft) <= GAIN * _value(best, draft):
             entry.gain_since = None
             return False
         if entry.gain_since is None:
@@ -237,13 +247,13 @@ class Shaper:
 
     async def _refit(self, entry: Entry, plan: Plan, model: ModelVersion) -> None:
         """Wire new fallbacks for a plan that works but has none for some of its devices."""
-        if plan.current.members <= plan.fallbacks.keys():
+        usable = entry.usable(plan)
+        covered = {lost for lost, wiring in plan.fallbacks.items() if wiring in usable}
+        if plan.current.members <= covered:
             return
         draft = await self._draft(entry, model, held_bytes(entry))
         present = repriced(plan, draft.problem)
-        if present is None or not (
-            fallbacks(draft.problem, present).keys() - plan.fallbacks.keys()
-        ):
+        if present is None or not (fallbacks(draft.problem, present).keys() - covered):
             return
         entry.candidate = self._wired(entry, plan, draft.problem, present)
         entry.draft, entry.partition = draft, present
@@ -262,25 +272,25 @@ def held_bytes(entry: Entry) -> dict[str, int]:
 
 
 def repriced(plan: Plan, problem: Problem) -> Partition | None:
-    """What a plan is worth in a fleet as it is now; None where it is no longer possible, or no
-    longer of one kind of device and stage."""
+    """What a plan is worth in a fleet as it is now; None where not all its devices are in the
+    problem, or those of a stage are no longer of one type."""
+    if plan.bounds[-1] != len(problem.segments):
+        return None
     kinds = {device: i for i, kind in enumerate(problem.types) for device in kind.devices}
     stages: list[tuple[int, int, int, tuple[str, ...]]] = []
-    taken: set[str] = set()
     for part, devices in zip(plan.parts, plan.current.devices, strict=True):
         found = {kinds.get(device) for device in devices}
         [kind] = found if len(found) == 1 else [None]
-        if kind is None or taken & set(devices) or part.last > len(problem.segments):
+        if kind is None:
             return None
-        taken |= set(devices)
         stages.append((part.first, part.last, kind, devices))
     return evaluate(problem, stages)
 
 
-def _value(partition: Partition, draft: Draft) -> float:
+def _value(plan: Partition | Wiring, draft: Draft) -> float:
     if draft.problem.objective is Objective.LATENCY:
-        return partition.latency_ms
-    return partition.bottleneck_ms
+        return plan.latency_ms
+    return plan.bottleneck_ms
 
 
 def _wiring(epoch: int, partition: Partition) -> Wiring:

@@ -27,8 +27,13 @@ def shown(entry: Entry, find: Find) -> ActivePlan:
             draft=entry.draft,
         )
     partition = entry.partition
-    if entry.draft is not None and (partition is None or entry.candidate not in (None, plan)):
-        partition = repriced(plan, entry.draft.problem)
+    if entry.candidate not in (None, plan):
+        partition = None  # The draft is that of the candidate.
+    draft = entry.draft
+    if draft is not None and draft.model.digest != plan.digest:
+        draft = partition = None  # It is that of the next version.
+    if draft is not None and partition is None:
+        partition = repriced(plan, draft.problem)
     return ActivePlan(
         name=deployment.name,
         model=plan.model,
@@ -39,7 +44,7 @@ def shown(entry: Entry, find: Find) -> ActivePlan:
         reason=entry.reason,
         plan=plan,
         epoch=plan.current.epoch,
-        draft=entry.draft,
+        draft=draft,
         partition=partition,
         states={
             (stage, name): state_of(plan, stage, name, find)[0].value

@@ -24,16 +24,24 @@ RoleKey: TypeAlias = tuple[str, int]
 
 @dataclass(slots=True)
 class Load:
-    """What plans ask of one device: models by key, and roles."""
+    """What plans ask of one device: models by key with the memory that each is thought to need,
+    roles of epochs that serve or are to, and roles of those that are wired `ahead`."""
 
     models: dict[ModelKey, ModelGoal] = field(default_factory=dict)
     roles: list[RoleGoal] = field(default_factory=list)
+    ahead: list[RoleGoal] = field(default_factory=list)
     memory: dict[ModelKey, int] = field(default_factory=dict)
 
     @property
     def goal_bytes(self) -> int:
         """What it takes in a goal document."""
-        return len(msgspec.json.encode([list(self.models.values()), self.roles]))
+        return len(msgspec.json.encode([list(self.models.values()), self.roles, self.ahead]))
+
+    def add(self, goal: ModelGoal, memory_bytes: int) -> None:
+        """Ask for a model."""
+        key = (goal.model, goal.version)
+        self.models.setdefault(key, goal)
+        self.memory[key] = max(memory_bytes, self.memory.get(key, 0))
 
 
 def part_goal(
@@ -75,11 +83,10 @@ def loads(
         for wiring in plan.wirings:
             for stage, devices in enumerate(wiring.devices):
                 for replica, device in enumerate(devices):
-                    load = found.setdefault(device, Load())
-                    goal = goals[stage]
-                    load.models.setdefault((goal.model, goal.version), goal)
-                    load.memory[goal.model, goal.version] = plan.parts[stage].memory_bytes
-                    load.roles.append(_role(plan, wiring, stage, replica, goal))
+                    load, goal = found.setdefault(device, Load()), goals[stage]
+                    load.add(goal, plan.parts[stage].memory_bytes)
+                    roles = load.roles if wiring is plan.current else load.ahead
+                    roles.append(_role(plan, wiring, stage, replica, goal))
     return found
 
 
@@ -93,6 +100,7 @@ def pipeline(plan: Plan, wiring: Wiring) -> Pipeline:
         shares=(1 / len(first),) * len(first),
         credits=plan.credits,
         stage_ms=wiring.stage_ms,
+        links_ms=max(0.0, wiring.latency_ms - sum(wiring.stage_ms)),
     )
 
 
@@ -111,8 +119,16 @@ def replica(plan: Plan, wiring: Wiring) -> Replica:
 def is_ready(
     plan: Plan, wiring: Wiring, find: Find, wired: Mapping[tuple[str, RoleKey], int]
 ) -> bool:
-    """Whether requests may be sent: every stage is loaded on its devices, which are online, open,
-    and have seen the goal that wired them (`wired` has its number by device and epoch)."""
+    """Whether requests may be sent through an epoch."""
+    return not lacking(plan, wiring, find, wired)
+
+
+def lacking(
+    plan: Plan, wiring: Wiring, find: Find, wired: Mapping[tuple[str, RoleKey], int]
+) -> list[str]:
+    """Devices that are not ready for an epoch: they are offline or cordoned, have not loaded their
+    stages, or not seen the goal that wired them (`wired` has its number by device and epoch)."""
+    found = set()
     for stage, devices in enumerate(wiring.devices):
         for name in devices:
             device, goal = find(name), wired.get((name, (plan.name, wiring.epoch)))
@@ -122,11 +138,12 @@ def is_ready(
                 or device.condition is not DeviceCondition.ONLINE
                 or device.goal_seen < goal
             ):
-                return False
+                found.add(name)
+                continue
             report = stage_report(plan, stage, device)
             if report is None or report.state is not ReplicaState.READY:
-                return False
-    return True
+                found.add(name)
+    return sorted(found)
 
 
 def stage_report(plan: Plan, stage: int, device: Device) -> ReplicaReport | None:

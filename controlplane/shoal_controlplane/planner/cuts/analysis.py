@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shoal_controlplane.planner.partition.problem import Segment
 
@@ -23,6 +23,10 @@ class BoundaryTensor:
     size: int
 
 
+_SHARE = {"fp16": 0.5, "int8": 0.25}
+"""Of the bytes of a tensor of FP32."""
+
+
 @dataclass(frozen=True, slots=True)
 class Analysis:
     """A graph as segments. `cuts[i]` are the tensors alive between segment i and i + 1, outputs of
@@ -38,6 +42,21 @@ class Analysis:
     outputs: tuple[BoundaryTensor, ...]
     shapes: dict[str, tuple[int, ...]]
     reason: str = ""
+
+    def sent(self, compression: str) -> tuple[Segment, ...]:
+        """The segments, with as many bytes at each cut as travel under a compression."""
+        share = _SHARE.get(compression)
+        if share is None:
+            return self.segments
+        crossing = [
+            sum(round(t.size * share) if t.datatype == "FP32" else t.size for t in cut)
+            for cut in self.cuts
+        ]
+        cut_off = [
+            replace(segment, out_bytes=size)
+            for segment, size in zip(self.segments, crossing, strict=False)
+        ]
+        return (*cut_off, self.segments[-1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -261,8 +261,8 @@ def _notes(ran: Sequence[Ran], seconds: float) -> list[str]:
         f"device has of its rate for payload is about {TCP_SHARE:.0%}.",
         "Boards are slowed down by duty cycle: each run computes the real shard on one thread, "
         "then the compute thread sleeps until factor times the processor time have passed that "
-        "such a run takes undisturbed (the least of several in a row, when it loads). Together "
-        "they need less than one core, so that they do not disturb each other.",
+        "such a run takes undisturbed (the least of several with cold caches, when it loads). "
+        "Together they need less than one core, so that they do not disturb each other.",
         "Segments are measured as the control plane has them measured (about a dozen ranges) on "
         "one thread, and multiplied by the board's factor; links are measured by its own probe. "
         "Then the stages of the plan are measured, as devices do when they load them, and it is "

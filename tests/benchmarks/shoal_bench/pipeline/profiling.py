@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,35 +13,26 @@ from shoal_controlplane.planner.costs import TYPICAL, Range, costs
 from shoal_controlplane.planner.cuts.analysis import Analysis, StageFile
 from shoal_controlplane.planner.partition.problem import DeviceType
 from shoal_shared.tensors import NUMPY
-from shoal_simulators.throttled import CALIBRATION_RUNS, ThrottledRuntime
+from shoal_simulators.throttled import ThrottledRuntime
 
 
 class Stopwatch:
-    """Times stages on a board of factor 1: one run on one thread, in ms of processor time."""
+    """Times stages on a board of factor 1, to which a throttled board holds itself; each once."""
 
     def __init__(self) -> None:
         self._runtime = ThrottledRuntime(OnnxRuntime(), 1.0)
         self._known: dict[str, float] = {}
 
     def milliseconds(self, file: StageFile, path: Path) -> float:
-        """The least of some runs, to which a throttled board holds itself; each file is measured
-        once."""
+        """One run of a stage's file."""
         if file.digest not in self._known:
-            self._known[file.digest] = self._measure(file, path)
+            model = self._runtime.load(path, {})
+            inputs = {t.name: np.zeros(t.shape, NUMPY[t.datatype]) for t in file.inputs}
+            try:
+                self._known[file.digest] = model.undisturbed_s(inputs) * 1e3
+            finally:
+                model.close()
         return self._known[file.digest]
-
-    def _measure(self, file: StageFile, path: Path) -> float:
-        model = self._runtime.load(path, {})
-        inputs = {t.name: np.zeros(t.shape, NUMPY[t.datatype]) for t in file.inputs}
-        times = []
-        try:
-            for _ in range(2 * CALIBRATION_RUNS):
-                began = time.thread_time()
-                model.run(inputs)
-                times.append((time.thread_time() - began) * 1e3)
-        finally:
-            model.close()
-        return min(times)
 
 
 def device_types(

@@ -11,7 +11,7 @@ from support.gateway import Sent, Task, World, begin, failure, nothing_left, pip
 from support.virtual_time import virtual_time
 
 from shoal_controlplane.gateway.errors import GatewayStatus
-from shoal_controlplane.gateway.pipelines import MAX_WAITING, SLOW_REPLIES
+from shoal_controlplane.gateway.pipelines import MAX_WAITING, BAD_REPLIES
 from shoal_shared.oip import InferReply, Tensor
 
 
@@ -204,7 +204,7 @@ async def test_a_stage_that_is_slow_time_after_time_ends_its_epoch() -> None:
     world.dispatcher.pipelines.listeners.append(
         lambda _, device, reason: told.append((device, reason))
     )
-    for _ in range(SLOW_REPLIES - 1):
+    for _ in range(BAD_REPLIES - 1):
         task = await begin(world)
         answer(world, world.link.sent[-1], 10.0, 100.0)
         await task
@@ -212,7 +212,7 @@ async def test_a_stage_that_is_slow_time_after_time_ends_its_epoch() -> None:
     answer(world, world.link.sent[-1], 10.0, 12.0)  # Once well: it starts anew.
     await task
     assert not told
-    for _ in range(SLOW_REPLIES):
+    for _ in range(BAD_REPLIES):
         task = await begin(world)
         answer(world, world.link.sent[-1], 10.0, 100.0)
         await task

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI, Response
@@ -37,7 +38,7 @@ from shoal_controlplane.gateway.dispatch import Dispatcher
 from shoal_controlplane.gateway.http import InferenceApp
 from shoal_controlplane.gateway.router import Router
 from shoal_controlplane.gateway.service import Gateway
-from shoal_controlplane.gateway.table import ServingTable
+from shoal_controlplane.gateway.table import Pipeline, ServingTable
 from shoal_controlplane.metrics import FleetCollector, registry
 from shoal_controlplane.models.artifact_routes import artifact_routes
 from shoal_controlplane.models.artifacts import ArtifactStore
@@ -177,6 +178,8 @@ def build(
     router = Router(rng=rng)
     dispatcher = Dispatcher(link, topics, gateway_id, router, clock, prober.alive, table.pipelines)
     dispatcher.pipelines.listeners.append(plans.abandoned)
+    dispatcher.pipelines.listeners.append(lambda _, device, __: prober.book.forget(device))
+    dispatcher.pipelines.doubters.append(partial(_measure_links_anew, prober, plans))
     table.subscribe(dispatcher.table_changed)
     fleet.listen(_route_presence(dispatcher, router, prober))
     gateway = Gateway(
@@ -244,6 +247,13 @@ def _route_presence(dispatcher: Dispatcher, router: Router, prober: LinkProber) 
             prober.book.forget(device.id)
 
     return listener
+
+
+def _measure_links_anew(prober: LinkProber, plans: PlanKeeper, pipeline: Pipeline) -> None:
+    """The links of a plan seem slow: forget them, so that its next draft probes them."""
+    for device in pipeline.devices:
+        prober.book.forget(device)
+    plans.reconsider(pipeline.plan)
 
 
 def _front(inference: InferenceApp, api: FastAPI) -> ASGIApp:

@@ -15,8 +15,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import fcntl
+import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -43,6 +46,8 @@ from shoal_shared.tensors import Array
 
 MIN_FACTOR = 1.0
 CALIBRATION_RUNS = 7
+
+_CALIBRATION = Path(tempfile.gettempdir()) / f"shoal-calibration-{os.getuid()}.lock"
 
 _CACHE_BYTES = 64 * 1024 * 1024
 """More than the caches of this machine hold."""
@@ -91,9 +96,11 @@ class ThrottledModel:
         """Processor seconds of a run with inputs of these shapes; measured the first time."""
         shapes = tuple(inputs[name].shape for name in sorted(inputs))
         if shapes not in self._undisturbed_s:
-            self._undisturbed_s[shapes] = min(
-                self._cold_run_s(inputs) for _ in range(CALIBRATION_RUNS)
-            )
+            # One board at a time: threads that share a core slow each other down.
+            with _CALIBRATION.open("w") as turn:
+                fcntl.flock(turn, fcntl.LOCK_EX)
+                runs = [self._cold_run_s(inputs) for _ in range(CALIBRATION_RUNS)]
+            self._undisturbed_s[shapes] = min(runs)
         return self._undisturbed_s[shapes]
 
     def _cold_run_s(self, inputs: Mapping[str, Array]) -> float:

@@ -25,11 +25,13 @@ GROUP = "group"
 
 WIDTH = 256
 LAYERS = 8
-X = np.random.default_rng(5).normal(size=(1, WIDTH)).astype(np.float32)
 
 
-def chain(path: Path, *, layers: int = LAYERS, width: int = WIDTH, seed: int = 0) -> Path:
-    """`y` = relu(… relu(`x` W) …), FP32 [N, width], with 4 x `width`^2 bytes a layer."""
+def chain(
+    path: Path, *, layers: int = LAYERS, width: int = WIDTH, rows: int | None = None, seed: int = 0
+) -> Path:
+    """`y` = relu(… relu(`x` W) …), FP32 [N, width] with 4 x `width`^2 bytes a layer; or of
+    `rows` rows, no batch."""
     rng = np.random.default_rng(seed)
     names = ["x", *(f"h{i}" for i in range(layers - 1)), "y"]
     nodes, weights = [], []
@@ -41,8 +43,16 @@ def chain(path: Path, *, layers: int = LAYERS, width: int = WIDTH, seed: int = 0
     return onnx_models.save(
         path,
         nodes,
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", width])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", width])],
+        [
+            helper.make_tensor_value_info(
+                "x", TensorProto.FLOAT, [1, rows, width] if rows else ["N", width]
+            )
+        ],
+        [
+            helper.make_tensor_value_info(
+                "y", TensorProto.FLOAT, [1, rows, width] if rows else ["N", width]
+            )
+        ],
         weights,
     )
 
@@ -77,6 +87,13 @@ def in_one_piece(path: Path) -> Path:
 
 def _flag(value: bool) -> TensorProto:
     return numpy_helper.from_array(np.array(value), "flag")
+
+
+def example(path: Path) -> np.ndarray:
+    """An input of a chain."""
+    [x] = onnx.load(path, load_external_data=False).graph.input
+    shape = [dim.dim_value or 1 for dim in x.type.tensor_type.shape.dim]
+    return np.random.default_rng(5).normal(size=shape).astype(np.float32)
 
 
 def reference(path: Path, x: np.ndarray) -> np.ndarray:
@@ -128,12 +145,11 @@ class Board:
 
 
 class Group:
-    """Boards of one test on a control plane that many tests share."""
+    """Boards of one test on a control plane that many tests share, and a model of its name."""
 
     def __init__(self, plane: ControlPlane, folder: Path, name: str) -> None:
         self.plane, self.folder, self.name = plane, folder, name
         self.boards: dict[str, Board] = {}
-        self._deployed: list[str] = []
 
     def add(self, *names: str, **options: Any) -> list[Board]:
         """Start boards and wait until they are online."""
@@ -146,27 +162,23 @@ class Group:
             self.plane.wait_condition(board.name, "online")
         return started
 
-    def deploy(self, model: str, *options: str) -> dict[str, Any]:
-        """Create a deployment on the group's boards, wait until it serves, and give its plan."""
-        self._deployed.append(model)
-        done = self.plane.shoal(
-            "deployment", "create", model, "--select", f"{GROUP}={self.name}", *options
-        )
-        assert done.returncode == 0, done.stderr + done.stdout
-        return self.plan(model)
+    def deploy(self, path: Path, *options: str) -> dict[str, Any]:
+        """Deploy a model on the group's boards, wait until it serves, and give its plan."""
+        self.path = path
+        self.plane.deploy(path, self.name, "--select", f"{GROUP}={self.name}", *options)
+        return self.plan()
 
-    def plan(self, model: str) -> dict[str, Any]:
-        status, plan = self.plane.get(f"/api/v1/plans/{model}")
+    def plan(self) -> dict[str, Any]:
+        status, plan = self.plane.get(f"/api/v1/plans/{self.name}")
         assert status == 200, plan
         return plan
 
-    def holders(self, model: str, stage: int) -> list[Board]:
+    def holders(self, stage: int) -> list[Board]:
         """The boards of a stage, as the plan has it now."""
-        return [self.boards[name] for name in self.plan(model)["stages"][stage]["devices"]]
+        return [self.boards[name] for name in self.plan()["stages"][stage]["devices"]]
 
     def close(self) -> None:
-        for model in self._deployed:
-            self.plane.call("DELETE", f"/api/v1/deployments/{model}")
+        self.plane.call("DELETE", f"/api/v1/deployments/{self.name}")
         for board in self.boards.values():
             if board.process.child.poll() is None:
                 board.thaw()
@@ -174,15 +186,22 @@ class Group:
 
 
 class Load:
-    """Requests from several threads, each of which sends the next one when the last is answered."""
+    """Requests from several threads, each of which sends the next one when the last is answered.
 
-    def __init__(self, plane: ControlPlane, model: str, x: np.ndarray, threads: int) -> None:
-        self._plane, self._path = plane, f"/v2/models/{model}/infer"
-        tensor = {"name": "x", "datatype": "FP32", "shape": list(x.shape), "data": x.ravel()}
-        self._body = {"inputs": [{**tensor, "data": x.ravel().tolist()}]}
-        self._ending = threading.Event()
+    `before` is how many were answered before anything happened.
+    """
+
+    def __init__(self, group: Group, threads: int) -> None:
+        self.threads = threads
+        self.before = 0
         self.answers: list[tuple[float, int, Any]] = []
-        self._threads = [threading.Thread(target=self._send) for _ in range(threads)]
+        self._plane, self._path = group.plane, f"/v2/models/{group.name}/infer"
+        x = example(group.path)
+        tensor = {"name": "x", "datatype": "FP32", "shape": x.shape, "data": x.ravel().tolist()}
+        self._body = {"inputs": [tensor]}
+        self._expected = reference(group.path, x).ravel()
+        self._ending = threading.Event()
+        self._senders = [threading.Thread(target=self._send) for _ in range(threads)]
 
     @property
     def count(self) -> int:
@@ -193,28 +212,30 @@ class Load:
         wanted = self.count + number
         until(lambda: self.count >= wanted, f"{number} answers {what}", timeout_s)
 
+    def begin(self) -> None:
+        for sender in self._senders:
+            sender.start()
+        self.more(2 * self.threads, "before anything happened")
+        self.before = self.count
+
     def end(self) -> None:
         """Let every thread finish its request."""
         self._ending.set()
-        for thread in self._threads:
-            thread.join(40)
+        for sender in self._senders:
+            sender.join(60)
 
-    def wrong(self, expected: np.ndarray) -> list[Any]:
-        """Answers that are errors or not the expected ones."""
-        return [
-            (status, body)
-            for _, status, body in self.answers
-            if status != 200
-            or not np.allclose(body["outputs"][0]["data"], expected.ravel(), rtol=0, atol=1e-4)
-        ]
+    def wrong(self) -> list[Any]:
+        """Answers that are errors or not what the whole model computes."""
+        return [(status, body) for _, status, body in self.answers if not self._right(status, body)]
 
     def longest_s(self) -> float:
         """The longest time that a request took."""
         return max(took for took, _, _ in self.answers)
 
-    def _start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+    def _right(self, status: int, body: Any) -> bool:
+        if status != 200:
+            return False
+        return np.allclose(body["outputs"][0]["data"], self._expected, rtol=0, atol=1e-4)
 
     def _send(self) -> None:
         while not self._ending.is_set():
@@ -224,12 +245,11 @@ class Load:
 
 
 @contextmanager
-def load(plane: ControlPlane, model: str, x: np.ndarray = X, threads: int = 8) -> Iterator[Load]:
-    """Requests to a model while the block runs; afterwards all were answered or failed."""
-    requests = Load(plane, model, x, threads)
-    requests._start()
+def load(group: Group, threads: int = 8) -> Iterator[Load]:
+    """Requests to a group's model while the block runs; in the end all were answered or failed."""
+    requests = Load(group, threads)
     try:
-        requests.more(2 * threads, "before anything happened")
+        requests.begin()
         yield requests
     finally:
         requests.end()

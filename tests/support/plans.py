@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from shoal_controlplane.gateway.table import Pipeline, Replica, ServingTable
 from shoal_controlplane.models.artifacts import ArtifactStore
 from shoal_controlplane.models.version import ModelVersion
 from shoal_controlplane.mqtt.publisher import GoalPublisher
-from shoal_controlplane.planner.cuts.analysis import Analysis, BoundaryTensor, CutError, StageFile
+from shoal_controlplane.planner.cuts.analysis import Analysis, BoundaryTensor, StageFile
 from shoal_controlplane.planner.partition.problem import (
     DeviceType,
     Link,
@@ -45,6 +46,7 @@ from shoal_controlplane.planner.partition.problem import (
     Segment,
 )
 from shoal_controlplane.planner.partition.solve import solve
+from shoal_controlplane.plans.active import PlanState
 from shoal_controlplane.plans.candidates import free_memory
 from shoal_controlplane.plans.draft import Basis, Draft
 from shoal_controlplane.plans.entry import Entry
@@ -97,7 +99,7 @@ class FakeCutter:
         if self.error is not None:
             raise self.error
         found = []
-        for first, last in zip(bounds, bounds[1:], strict=False):
+        for first, last in pairwise(bounds):
             text = f"{path.name} {sorted(shapes.items())} {first} {last} {self.flavour}"
             name = f"{first}-{last}.onnx"
             (folder / name).write_text(text)
@@ -210,7 +212,7 @@ class Rooms:
         self.plan_store = PlanStore(database)
         self.cutter = FakeCutter()
         self.parts = Parts(self.plan_store, self.artifacts, self.cutter)
-        self.drafter = FakeDrafter(self.fleet, lambda: self.controller.reserved())
+        self.drafter = FakeDrafter(self.fleet, self._reserved)
         self.wakes = 0
         pulse = Pulse()
         self.fleet.listen(lambda *_: pulse.beat())
@@ -360,6 +362,9 @@ class Rooms:
         kinds = [e.kind for e in reversed(list(self.events.newest_first()))]
         return [kind for kind in kinds if kind.startswith(prefix)]
 
+    def _reserved(self) -> Mapping[str, int]:
+        return self.controller.reserved()
+
     def _wake(self) -> None:
         self.wakes += 1
 
@@ -374,4 +379,20 @@ def some_models() -> FakeModels:
     )
 
 
-__all__ = ["CutError", "FakeCutter", "FakeDrafter", "Rooms", "analysis", "digest_of", "some_models"]
+async def until(condition: Callable[[], object], rooms: Rooms) -> None:
+    """Steps until something that happens beside them is there."""
+    for _ in range(500):
+        if condition():
+            return
+        await rooms.controller.step()
+        await asyncio.sleep(0.002)
+    raise AssertionError("it did not happen")
+
+
+async def served(rooms: Rooms, *devices: str) -> None:
+    """`cat` in two stages on the first two of some devices."""
+    rooms.join(*(devices or ("d1", "d2", "d3")))
+    await rooms.create()
+    await rooms.run()
+    assert rooms.entry().state is PlanState.READY
+    assert rooms.current()[1] == (("d1",), ("d2",))

@@ -46,6 +46,9 @@ MAX_RESENDS = 4
 MAX_STRANDED = 1024
 """Requests that wait for the next plan of a sharded model."""
 
+MAX_OVERDUE = 1024
+"""Pipelines whose replies are still of interest, although another one has answered."""
+
 MAX_SENTENCE = 500
 _TICK_S = 1e-3
 """Timers may fire this much too early."""
@@ -82,6 +85,7 @@ class Dispatcher:
         self._router = router
         self._clock = clock
         self._pending: dict[bytes, Call] = {}
+        self._overdue: dict[bytes, Ticket] = {}
         self._stranded: list[Call] = []
         self._infer_topics: dict[str, str] = {}
         reply_topic = topics.replies(gateway_id)
@@ -336,6 +340,7 @@ class Dispatcher:
         # Late, replayed and forged replies find nothing that waits for them.
         entry = self._settle(message.correlation or b"")
         if entry is None:
+            self._on_late_reply(message)
             return
         call, ticket = entry
         now = self._clock()
@@ -351,10 +356,7 @@ class Dispatcher:
         if code is None:
             service_ms = answer.service_us / 1e3
             self._router.succeeded(ticket, now, answer.queue_depth, service_ms, answer.batch)
-            trace = reply.parameters.get("trace")
-            if ticket.pipeline is not None and isinstance(trace, list):
-                taken_ms = (now - ticket.sent_at) * 1e3
-                self.pipelines.observe(ticket.pipeline, trace, taken_ms, now)
+            self._observe(reply, ticket, now)
             if not call.answer.done():
                 call.answer.set_result((reply, ticket))
             return
@@ -371,6 +373,23 @@ class Dispatcher:
             self._fail(call, GatewayStatus.DEADLINE, sentence)
         else:
             self._fail(call, GatewayStatus.INVALID, sentence)
+
+    def _on_late_reply(self, message: Message) -> None:
+        """A pipeline answers after another place did: that is how slow ones show themselves."""
+        ticket = self._overdue.pop(message.correlation or b"", None)
+        if ticket is not None:
+            try:
+                reply = read_answer(message, ticket).reply
+            except ValueError as error:
+                log.warning("unreadable reply", device=ticket.device, error=str(error))
+            else:
+                self._observe(reply, ticket, self._clock())
+
+    def _observe(self, reply: InferReply, ticket: Ticket, now: float) -> None:
+        trace = reply.parameters.get("trace")
+        if ticket.pipeline is not None and isinstance(trace, list):
+            taken_ms = (now - ticket.sent_at) * 1e3
+            self.pipelines.observe(ticket.pipeline, trace, taken_ms, now)
 
     def _failed(self, call: Call, error: str, status: GatewayStatus) -> None:
         """An attempt came to nothing: make another, and if there is none, say `error`."""
@@ -424,6 +443,10 @@ class Dispatcher:
         for key, ticket in list(call.waiting.items()):
             self._settle(key)
             self._router.released(ticket, now)
+            if answered and ticket.pipeline is not None:
+                self._overdue[key] = ticket
+        while len(self._overdue) > MAX_OVERDUE:
+            del self._overdue[next(iter(self._overdue))]
         if call.queued is not None:
             self._router.released(call.queued, now)
             call.queued = None

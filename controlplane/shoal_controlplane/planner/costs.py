@@ -39,6 +39,9 @@ _SHORTEST_NOISE_MS = 0.005
 _TRUST = 1.0
 """How far a cell may be off the share that the roofline gives it of what was measured, as a part
 of it: much further than any noise, so that what was measured prevails."""
+_FAR_OFF = 1e4
+"""What was measured of one part, which may have no work to speak of, says at most so much of
+parts of which nothing was measured, in multiples of the roofline."""
 _FLOOR = 0.01
 _COVERED = 0.5
 """Part of a model from which its times count as measured."""
@@ -153,7 +156,7 @@ def _fit(
     def pace(a: int, b: int) -> float:
         return float((known[a, b] - usual) / (done[b] - done[a]))
 
-    everywhere = float(np.median([pace(*r) for r in known]))
+    everywhere = float(np.clip(np.median([pace(*r) for r in known]), 1 / _FAR_OFF, _FAR_OFF))
     prior = np.empty(len(cells))
     for number, (a, b) in enumerate(cells):
         holding = [r for r in known if r[0] <= a and b <= r[1]]

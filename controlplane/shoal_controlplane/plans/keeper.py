@@ -209,8 +209,16 @@ class PlanKeeper:
         known = self._fleet.get(device)
         if known is not None and known.online:
             entry.avoid[device] = self._clock() + AVOID_S
+            self._switcher.tell_once(entry, "plan.avoids", f"avoids {device}: {reason}", device)
         entry.again, entry.retry_at = True, self._clock()
         self._wake()
+
+    def reconsider(self, name: str) -> None:
+        """Compare a plan with what is possible now: its links may have become slower."""
+        entry = self._entries.get(name)
+        if entry is not None:
+            entry.again, entry.retry_at = True, self._clock()
+            self._wake()
 
     def entry(self, name: str) -> Entry | None:
         return self._entries.get(name)

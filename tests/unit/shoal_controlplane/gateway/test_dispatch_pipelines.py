@@ -11,7 +11,7 @@ from support.gateway import Sent, Task, World, begin, failure, nothing_left, pip
 from support.virtual_time import virtual_time
 
 from shoal_controlplane.gateway.errors import GatewayStatus
-from shoal_controlplane.gateway.pipelines import MAX_WAITING, BAD_REPLIES
+from shoal_controlplane.gateway.pipelines import BAD_REPLIES, MAX_WAITING
 from shoal_shared.oip import InferReply, Tensor
 
 

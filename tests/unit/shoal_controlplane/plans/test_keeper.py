@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 import pytest
 from sqlalchemy import event
 from support.fleet import MB
-from support.plans import Rooms, digest_of
+from support.plans import Rooms, digest_of, served, until
 
 from shoal_controlplane.database import Database
 from shoal_controlplane.deployments.service import DeploymentChange, NewDeployment
@@ -17,29 +16,10 @@ from shoal_controlplane.plans.active import PlanState
 from shoal_controlplane.plans.draft import Basis
 from shoal_controlplane.plans.keeper import EPOCH_GAP
 from shoal_controlplane.plans.shaping import SUSTAIN_S
-from shoal_controlplane.plans.switching import AVOID_S, DRAIN_S, LOADING_S, RETRY_S, SETTLE_S
-from shoal_shared.status import DeploymentState, ReplicaState
+from shoal_controlplane.plans.switching import AVOID_S, RETRY_S, SETTLE_S
+from shoal_shared.status import DeploymentState
 
 Restart = Callable[[], Rooms]
-
-
-async def until(condition: Callable[[], object], rooms: Rooms) -> None:
-    """Steps until something that happens beside them is there."""
-    for _ in range(500):
-        if condition():
-            return
-        await rooms.controller.step()
-        await asyncio.sleep(0.002)
-    raise AssertionError("it did not happen")
-
-
-async def served(rooms: Rooms, *devices: str) -> None:
-    """`cat` in two stages on the first two of some devices."""
-    rooms.join(*(devices or ("d1", "d2", "d3")))
-    await rooms.create()
-    await rooms.run()
-    assert rooms.entry().state is PlanState.READY
-    assert rooms.current()[1] == (("d1",), ("d2",))
 
 
 async def test_the_first_plan_gets_ready(rooms: Rooms) -> None:
@@ -68,17 +48,6 @@ async def test_the_first_plan_gets_ready(rooms: Rooms) -> None:
     assert rooms.told("deployment.") == ["deployment.created", "deployment.ready"]
 
 
-async def test_a_stage_counts_only_once_its_device_has_seen_the_goal(rooms: Rooms) -> None:
-    await served(rooms)
-    rooms.deaf.add("d2")
-    rooms.drafter.ms = {"d3": 1.0}
-    rooms.join("d4")
-    await rooms.run()
-    rooms.clock.advance(SUSTAIN_S + SETTLE_S)
-    await rooms.run()
-    assert rooms.current()[0] == 1, "d2 has loaded its stage, but does not know its new role"
-
-
 async def test_nothing_happens_where_nothing_changed(rooms: Rooms, database: Database) -> None:
     await served(rooms)
     await rooms.run()
@@ -94,74 +63,6 @@ async def test_nothing_happens_where_nothing_changed(rooms: Rooms, database: Dat
     assert len(rooms.drafter.asked) == asked
     assert [s for s in statements if not s.startswith("SELECT")] == []
     assert rooms.plans.due_in(rooms.clock()) is None
-
-
-async def test_a_fallback_takes_over_at_once_and_the_old_epoch_is_over(rooms: Rooms) -> None:
-    await served(rooms)
-    rooms.leave("d1")
-    await rooms.controller.step()
-    assert rooms.current() == (2, (("d3",), ("d2",)))
-    assert rooms.offered() == [2]
-    assert rooms.entry().state is PlanState.DEGRADED
-    assert rooms.entry().reason == "d1 lost: epoch 2 took over"
-    assert rooms.plan_store.plans["cat"].current.epoch == 2
-    rooms.join("d1")
-    rooms.obey()
-    await rooms.step()
-    assert 1 not in rooms.offered(), "never again, though its devices are all there"
-    assert rooms.told() == ["plan.ready", "plan.degraded"]
-    rooms.clock.advance(SETTLE_S)
-    await rooms.run()
-    epoch, devices = rooms.current()
-    assert (epoch, devices) == (4, (("d3",), ("d2",))), "new fallbacks, so a new epoch"
-    assert set(rooms.plan_store.plans["cat"].fallbacks) == {"d2", "d3"}
-    assert rooms.entry().state is PlanState.READY
-    assert rooms.told() == ["plan.ready", "plan.degraded", "plan.changed"]
-
-
-async def test_a_device_that_does_two_stages_for_another_is_relieved(rooms: Rooms) -> None:
-    await served(rooms, "d1", "d2")
-    rooms.leave("d1")
-    await rooms.controller.step()
-    assert rooms.current() == (2, (("d2",), ("d2",)))
-    assert rooms.offered() == [2]
-    rooms.join("d3")
-    rooms.clock.advance(SETTLE_S)
-    await rooms.run()
-    rooms.clock.advance(SUSTAIN_S)
-    await rooms.run()
-    epoch, (first, second) = rooms.current()
-    assert epoch > 3
-    assert {*first, *second} == {"d2", "d3"}
-
-
-async def test_without_a_way_round_there_is_a_new_plan(rooms: Rooms) -> None:
-    # d3 has no room beside what it does already, nor have the others.
-    rooms.join("d1", "d2", memory=90 * MB)
-    await rooms.create()
-    await rooms.run()
-    assert rooms.offered() == [1]
-    rooms.leave("d1")
-    await rooms.controller.step()
-    assert rooms.offered() == []
-    assert rooms.service.view("cat").state is DeploymentState.DEGRADED
-    assert rooms.entry().reason == "requests wait for a new plan"
-    served_model = rooms.table.find("cat")
-    assert served_model is not None
-    assert served_model.sharded, "so that the gateway lets requests wait"
-    await rooms.made()
-    for _ in range(5):
-        rooms.clock.advance(RETRY_S)
-        await rooms.step()
-    assert rooms.entry().state is PlanState.PENDING
-    assert rooms.entry().reason == "There is no plan: needs 2 devices"
-    assert rooms.told() == ["plan.ready", "plan.lost", "plan.pending"]
-    rooms.join("d3", memory=90 * MB)
-    await rooms.run()
-    epoch, devices = rooms.current()
-    assert epoch == 2
-    assert devices == (("d2",), ("d3",))
-    assert rooms.told()[3:] == ["plan.ready"]
 
 
 async def test_a_failed_try_is_not_repeated_at_once(rooms: Rooms) -> None:
@@ -205,38 +106,6 @@ async def test_an_error_of_the_program_ends_one_plan_only(rooms: Rooms) -> None:
     assert rooms.entry().state is PlanState.READY
 
 
-async def test_make_before_break(rooms: Rooms) -> None:
-    await served(rooms)
-    await rooms.service.edit("cat", DeploymentChange(version="2"), None)
-    await rooms.step()
-    assert rooms.offered(version="1") == [1, 2, 3]
-    assert rooms.service.view("cat").state is DeploymentState.PROGRESSING
-    await rooms.step()
-    assert rooms.offered(version="1") == [1, 2, 3], "until the new one is ready"
-    rooms.obey()
-    await rooms.step()
-    assert rooms.offered(version="2") == [4, 5, 6]
-    assert rooms.offered(version="1") == [1, 2, 3], "it answers what is under way"
-    assert rooms.service.view("cat").state is DeploymentState.READY
-    assert rooms.plans.due_in(rooms.clock()) == pytest.approx(DRAIN_S)
-    rooms.clock.advance(DRAIN_S)
-    await rooms.step()
-    assert rooms.offered(version="1") == []
-    assert rooms.epochs("d1") == {4, 6}, "it is not in the one for its own loss"
-    assert {m.version[0] for m in rooms.desired("d1").models} == {"2"}
-    assert rooms.told() == ["plan.ready", "plan.changed"]
-
-
-async def test_an_abandoned_epoch_does_not_come_back_while_its_plan_drains(rooms: Rooms) -> None:
-    await served(rooms)
-    rooms.plans.abandoned(rooms.pipeline(), "d1", "stage 0 is 9 times too slow")
-    await rooms.run()
-    await rooms.service.edit("cat", DeploymentChange(version="2"), None)
-    await rooms.run()
-    assert rooms.entry().draining is not None
-    assert rooms.offered(version="1") == [2]
-
-
 async def test_an_old_version_gives_way_where_there_is_no_room_for_both(rooms: Rooms) -> None:
     rooms.join("d1", "d2", memory=110 * MB)
     await rooms.create()
@@ -247,68 +116,6 @@ async def test_an_old_version_gives_way_where_there_is_no_room_for_both(rooms: R
     assert rooms.entry().state is PlanState.READY
     assert rooms.offered(version="2") == [2]
     assert rooms.offered(version="1") == []
-
-
-async def test_a_candidate_that_cannot_be_loaded_goes_elsewhere(rooms: Rooms) -> None:
-    rooms.join("d1", "d2", "d3")
-    rooms.states["d1"] = ReplicaState.FAILED
-    await rooms.create()
-    await rooms.step()
-    await rooms.step()
-    rooms.obey()
-    await rooms.step()
-    assert rooms.entry().avoid == {"d1": rooms.clock() + AVOID_S}
-    [told] = [e for e in rooms.events.newest_first() if e.kind == "plan.failed"]
-    assert told.message == "The plan of deployment cat could not load on d1: out of memory."
-    await rooms.run()
-    epoch, devices = rooms.current()
-    assert epoch > 3
-    assert devices == (("d2",), ("d3",))
-    assert rooms.told() == ["plan.failed", "plan.ready"]
-
-
-async def test_where_nothing_but_a_failing_device_is_left(rooms: Rooms) -> None:
-    rooms.join("d1", "d2")
-    rooms.states["d1"] = ReplicaState.FAILED
-    await rooms.create()
-    await rooms.run(10)
-    tries = len(rooms.cutter.folders), rooms.entry().epoch
-    await rooms.run(5)
-    assert (len(rooms.cutter.folders), rooms.entry().epoch) == tries, "no busy loop"
-    assert rooms.told() == ["plan.failed"], "and no stream of events"
-    rooms.states.clear()
-    rooms.clock.advance(RETRY_S)
-    await rooms.run()
-    assert rooms.entry().state is PlanState.READY
-    assert rooms.told() == ["plan.failed", "plan.ready"]
-
-
-async def test_a_stage_that_fails_while_it_serves_is_lost(rooms: Rooms) -> None:
-    await served(rooms)
-    rooms.states["d2"] = ReplicaState.FAILED
-    rooms.obey("d2")
-    await rooms.controller.step()
-    assert rooms.current() == (3, (("d1",), ("d3",)))
-    assert rooms.offered() == [3]
-    rooms.clock.advance(SETTLE_S)
-    await rooms.run()
-    assert rooms.current()[1] == (("d1",), ("d3",))
-    assert "d2" not in rooms.entry().plans[0].fallbacks
-
-
-async def test_a_candidate_that_takes_too_long(rooms: Rooms) -> None:
-    rooms.join("d1", "d2", "d3")
-    rooms.deaf.add("d2")
-    await rooms.create()
-    await rooms.run()
-    rooms.clock.advance(LOADING_S / 2)
-    rooms.join("d4")
-    await rooms.run()
-    assert rooms.entry().epoch == 3, "it has its time, whatever else happens to the fleet"
-    rooms.clock.advance(LOADING_S / 2)
-    await rooms.run()
-    assert rooms.current()[1] == (("d1",), ("d3",))
-    assert set(rooms.entry().avoid) == {"d2"}
 
 
 @pytest.mark.parametrize("way", ["select", "version"])
@@ -463,16 +270,6 @@ async def test_devices_that_do_not_come_back_after_a_restart(
     assert after.offered() == [2]
 
 
-async def test_cordoned_devices_leave_the_plan(rooms: Rooms) -> None:
-    await served(rooms)
-    rooms.fleet.edit("d2", {}, cordoned=True, revision=2)
-    await rooms.controller.step()
-    assert rooms.current() == (3, (("d1",), ("d3",)))
-    rooms.fleet.edit("d2", {}, cordoned=False, revision=3)
-    await rooms.step()
-    assert 1 not in rooms.offered()
-
-
 async def test_only_a_gain_that_lasts_changes_a_plan(rooms: Rooms) -> None:
     await served(rooms)
     rooms.drafter.ms = {"d4": 5.0, "d5": 5.1}
@@ -523,6 +320,30 @@ async def test_a_slow_device_is_avoided(rooms: Rooms) -> None:
     rooms.clock.advance(SETTLE_S)
     await rooms.run()
     assert rooms.drafter.asked[-1]["exclude"] == set()
+
+
+async def test_a_device_that_is_avoided_is_told_of_once(rooms: Rooms) -> None:
+    await served(rooms)
+    pipeline = rooms.pipeline()
+    for _ in range(3):
+        rooms.plans.abandoned(pipeline, "d1", "stage 0 is 9 times too slow")
+    assert rooms.told() == ["plan.ready", "plan.avoids"]
+    told = next(iter(rooms.events.newest_first()))
+    assert told.message == ("The plan of deployment cat avoids d1: stage 0 is 9 times too slow.")
+    rooms.leave("d2")
+    rooms.plans.abandoned(pipeline, "d2", "device d2 went offline")
+    assert set(rooms.entry().avoid) == {"d1"}, "who is offline is in no plan anyway"
+
+
+async def test_a_plan_whose_links_are_in_doubt_is_compared_anew(rooms: Rooms) -> None:
+    await served(rooms)
+    await rooms.run()
+    drafts = len(rooms.drafter.asked)
+    rooms.plans.reconsider("cat")
+    rooms.plans.reconsider("unknown")
+    await rooms.step()
+    assert len(rooms.drafter.asked) > drafts
+    assert rooms.current()[0] == 1
 
 
 async def test_what_the_gateway_says_of_plans_that_are_gone(rooms: Rooms) -> None:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from support.plans import CutError, Rooms, analysis
+from support.plans import Rooms, analysis
 
 from shoal_controlplane.errors import InvalidError
 from shoal_controlplane.models.version import ModelVersion
+from shoal_controlplane.planner.cuts.analysis import CutError
 
 ANALYSIS = analysis()
 

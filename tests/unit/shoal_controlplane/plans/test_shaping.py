@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from support.fleet import MB
@@ -47,7 +48,7 @@ def plan(current: Wiring, *ahead: Wiring, bounds: Sequence[int] = (0, 1, 2)) -> 
                 shapes={},
                 memory_bytes=10**first,
             )
-            for first, last in zip(bounds, bounds[1:], strict=False)
+            for first, last in pairwise(bounds)
         ),
         current=current,
         fallbacks={str(w.epoch): w for w in ahead},

@@ -19,6 +19,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from support import onnx_models
 from support.processes import ControlPlane, Process, until
+from support.relay import UNLIMITED, Relay
 
 GROUP = "group"
 """Label by which a test's deployments find the test's boards."""
@@ -103,20 +104,14 @@ def reference(path: Path, x: np.ndarray) -> np.ndarray:
 
 
 class Board:
-    """A process of `faultyboard.py`."""
+    """A process of `faultyboard.py`, whose link to the broker may be slowed down."""
 
     def __init__(
-        self,
-        folder: Path,
-        name: str,
-        plane: ControlPlane,
-        group: str,
-        *,
-        memory_mib: int = 512,
-        broker_port: int | None = None,
+        self, folder: Path, name: str, plane: ControlPlane, group: str, memory_mib: int
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.name = name
+        self.link = Relay(plane.broker_port)
         self._fault = folder / f"{name}.fault"
         self.process = Process(
             [
@@ -124,14 +119,14 @@ class Board:
                 str(Path(__file__).with_name("faultyboard.py")),
                 *("--device", name, "--label", f"{GROUP}={group}"),
                 *("--memory-mib", str(memory_mib), "--fault", str(self._fault)),
-                *("--broker", f"127.0.0.1:{broker_port or plane.broker_port}"),
+                *("--broker", f"127.0.0.1:{self.link.port}"),
                 *("--server", plane.url, "--state-dir", str(folder / name)),
             ],
             folder / f"{name}.log",
         )
 
     def fault(self, word: str) -> None:
-        """From now on this is wrong with it."""
+        """From now on this is wrong with it; nothing if the word is empty."""
         written = self._fault.with_suffix(".new")
         written.write_text(word)
         written.replace(self._fault)
@@ -140,36 +135,51 @@ class Board:
         """It does nothing any more, but its session stays up."""
         os.killpg(self.process.child.pid, signal.SIGSTOP)
 
-    def thaw(self) -> None:
-        os.killpg(self.process.child.pid, signal.SIGCONT)
+    def mend(self) -> None:
+        """As it was at first."""
+        self.fault("")
+        self.link.bytes_per_s = UNLIMITED
+        if self.process.child.poll() is None:
+            os.killpg(self.process.child.pid, signal.SIGCONT)
+        else:
+            self.process.start()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.link.close()
 
 
 class Group:
-    """Boards of one test on a control plane that many tests share, and a model of its name."""
+    """Boards on a control plane that others use, too, and one sharded model at a time."""
 
     def __init__(self, plane: ControlPlane, folder: Path, name: str) -> None:
         self.plane, self.folder, self.name = plane, folder, name
         self.boards: dict[str, Board] = {}
+        self.model = ""
+        self._models = itertools.count(1)
 
-    def add(self, *names: str, **options: Any) -> list[Board]:
+    def add(self, *names: str, memory_mib: int = 512) -> None:
         """Start boards and wait until they are online."""
-        started = [
-            Board(self.folder, f"{self.name}-{name}", self.plane, self.name, **options)
+        added = [
+            Board(self.folder, f"{self.name}-{name}", self.plane, self.name, memory_mib)
             for name in names
         ]
-        self.boards |= {board.name: board for board in started}
-        for board in started:
+        self.boards |= {board.name: board for board in added}
+        self.wait_online(*added)
+
+    def wait_online(self, *boards: Board) -> None:
+        """Wait for some boards, or all."""
+        for board in boards or self.boards.values():
             self.plane.wait_condition(board.name, "online")
-        return started
 
     def deploy(self, path: Path, *options: str) -> dict[str, Any]:
         """Deploy a model on the group's boards, wait until it serves, and give its plan."""
-        self.path = path
-        self.plane.deploy(path, self.name, "--select", f"{GROUP}={self.name}", *options)
+        self.path, self.model = path, f"{self.name}-model-{next(self._models)}"
+        self.plane.deploy(path, self.model, "--select", f"{GROUP}={self.name}", *options)
         return self.plan()
 
     def plan(self) -> dict[str, Any]:
-        status, plan = self.plane.get(f"/api/v1/plans/{self.name}")
+        status, plan = self.plane.get(f"/api/v1/plans/{self.model}")
         assert status == 200, plan
         return plan
 
@@ -177,25 +187,38 @@ class Group:
         """The boards of a stage, as the plan has it now."""
         return [self.boards[name] for name in self.plan()["stages"][stage]["devices"]]
 
-    def close(self) -> None:
-        self.plane.call("DELETE", f"/api/v1/deployments/{self.name}")
+    def without(self, board: Board, timeout_s: float = 30.0) -> dict[str, Any]:
+        """The plan once it is ready and a board is no part of it."""
+
+        def left() -> dict[str, Any] | None:
+            plan = self.plan()
+            used = {device for stage in plan["stages"] for device in stage["devices"]}
+            return plan if plan["state"] == "ready" and board.name not in used else None
+
+        return until(left, f"a plan without {board.name}", timeout_s)
+
+    def told(self) -> list[str]:
+        """Events of the model."""
+        body = self.plane.get("/api/v1/events?limit=200")[1]
+        return [e["message"] for e in body["items"] if e["subject"] == self.model]
+
+    def mend(self) -> None:
+        """Remove what was deployed, and make every board work again."""
+        self.plane.call("DELETE", f"/api/v1/deployments/{self.model}")
         for board in self.boards.values():
-            if board.process.child.poll() is None:
-                board.thaw()
-            board.process.kill()
+            board.mend()
+
+    def close(self) -> None:
+        for board in self.boards.values():
+            board.close()
 
 
 class Load:
-    """Requests from several threads, each of which sends the next one when the last is answered.
-
-    `before` is how many were answered before anything happened.
-    """
+    """Requests from several threads, each of which sends the next one when the last is answered."""
 
     def __init__(self, group: Group, threads: int) -> None:
-        self.threads = threads
-        self.before = 0
         self.answers: list[tuple[float, int, Any]] = []
-        self._plane, self._path = group.plane, f"/v2/models/{group.name}/infer"
+        self._plane, self._path = group.plane, f"/v2/models/{group.model}/infer"
         x = example(group.path)
         tensor = {"name": "x", "datatype": "FP32", "shape": x.shape, "data": x.ravel().tolist()}
         self._body = {"inputs": [tensor]}
@@ -215,8 +238,7 @@ class Load:
     def begin(self) -> None:
         for sender in self._senders:
             sender.start()
-        self.more(2 * self.threads, "before anything happened")
-        self.before = self.count
+        self.more(2 * len(self._senders), "before anything happened")
 
     def end(self) -> None:
         """Let every thread finish its request."""

@@ -94,8 +94,14 @@ class Pipelines(Generic[W]):
 
     def suspect(self, device: str, reason: str) -> None:
         """A device has a session, but does not answer: the epochs that it is in are over."""
-        for flow in list(self._flows.values()):
-            if device in flow.pipeline.devices:
+        for plan in {flow.pipeline.plan for flow in self._flows.values()}:
+            self._leave_out(plan, device, reason)
+
+    def _leave_out(self, plan: str, device: str, reason: str) -> None:
+        """Use no epoch of a plan that a device is in."""
+        # The last ones first: what is sent again must not go to one that is about to end.
+        for flow in sorted(self._flows.values(), key=lambda f: -f.pipeline.epoch):
+            if flow.pipeline.plan == plan and device in flow.pipeline.devices:
                 self.abandon(flow.pipeline, device, reason)
 
     def returned(self, device: str) -> None:
@@ -194,7 +200,7 @@ class Pipelines(Generic[W]):
             and device in pipeline.devices
             and self._has_another(pipeline, device)
         ):
-            self.abandon(pipeline, device, reason)
+            self._leave_out(pipeline.plan, device, reason)
 
     def doubt(self, pipeline: Pipeline, now: float) -> None:
         """A pipeline takes long, or says nothing, although its devices are there."""

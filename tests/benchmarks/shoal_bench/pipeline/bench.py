@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -156,7 +157,7 @@ def _report(result: Result, ran: Sequence[Ran], whole: EndToEnd, seconds: float)
     ):
         off = sorted(abs(error) for error in errors if error is not None)
         if off:
-            p90 = off[min(len(off) - 1, int(0.9 * len(off)))]
+            p90 = off[math.ceil(0.9 * len(off)) - 1]
             result.figures += [
                 figure(
                     f"planned against executed throughput{of}, p90 of {len(off)} plans",
@@ -268,9 +269,9 @@ def _notes(ran: Sequence[Ran], seconds: float) -> list[str]:
         "Then the stages of the plan are measured, as devices do when they load them, and it is "
         "planned anew until the stages stay. Nothing of a plan's run flows back into it.",
         "Goals are published and requests sent by the benchmark itself, so that each policy's "
-        "stages, cut by the same code, run on the same agents. Requests under way: what the "
-        f"plan's latency holds of its bottleneck, and 2. Measured for {seconds:g} s after the "
-        "pipeline has filled. Every answer is compared with the whole model's.",
+        "stages, cut by the same code, run on the same agents, with as many requests under way as "
+        f"the control plane would allow. Measured for {seconds:g} s after the pipeline has filled. "
+        "Every answer is compared with the whole model's.",
         f"In {same} of {len(ran)} cases the best plan is one device{typical}.",
         f"'exo' cuts in proportion to memory, 'equal split' by number of segments; both use every "
         f"device in the fleet's order. {LARGE} has 150 MB of weights, boards in its cases "

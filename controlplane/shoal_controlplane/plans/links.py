@@ -34,6 +34,9 @@ from shoal_shared.topics import DeviceTopic, Topics
 
 log = structlog.get_logger("links")
 
+SUSTAINED = 0.95
+"""Of what a probe measured: links that are full both ways all the time carry less."""
+
 KEEP_S = 600.0
 RETRY_S = 30.0
 """How soon a device that did not answer is probed again."""
@@ -125,19 +128,19 @@ class LinkBook:
 def between(sender: DeviceLink, receiver: DeviceLink) -> Link:
     """From one device through the broker to another."""
     return Link(
-        min(sender.up_bytes_per_s, receiver.down_bytes_per_s),
+        SUSTAINED * min(sender.up_bytes_per_s, receiver.down_bytes_per_s),
         sender.latency_ms + receiver.latency_ms,
     )
 
 
 def entry(receiver: DeviceLink) -> Link:
     """From the gateway to a device."""
-    return Link(receiver.down_bytes_per_s, receiver.latency_ms)
+    return Link(SUSTAINED * receiver.down_bytes_per_s, receiver.latency_ms)
 
 
 def leaving(sender: DeviceLink) -> Link:
     """From a device to the gateway."""
-    return Link(sender.up_bytes_per_s, sender.latency_ms)
+    return Link(SUSTAINED * sender.up_bytes_per_s, sender.latency_ms)
 
 
 @dataclass(frozen=True, slots=True)

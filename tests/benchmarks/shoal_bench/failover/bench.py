@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shoal_bench.failover.load import Load
+from shoal_bench.failover.load import DRAIN_S, Load
 from shoal_bench.figures import Result, Table, Target, figure, number
 from shoal_bench.netfleet import (
     Board,
@@ -64,6 +64,7 @@ class Kill:
     device: str
     stage: int
     back_ms: float
+    silence_ms: float
     answered: int
     lost: list[str] = field(default_factory=list)
     before: float = 0.0
@@ -123,6 +124,7 @@ def _kill(plane: Plane, model: Model, agent: Service, victim: str, stage: int) -
         device=victim,
         stage=stage,
         back_ms=back_s * 1e3,
+        silence_ms=outcomes.longest_silence(killed) * 1e3,
         answered=len(outcomes.answered),
         lost=outcomes.lost,
         before=outcomes.rate(began + _WARM_S / 3, killed),
@@ -203,6 +205,7 @@ def _add(result: Result, scenario: Scenario, kills: list[Kill]) -> None:
             kill.device,
             str(kill.stage),
             number(kill.back_ms),
+            number(kill.silence_ms),
             number(kill.slowest_ms),
             str(kill.answered),
             str(len(kill.lost)) + (f" ({kill.lost[0][:80]})" if kill.lost else ""),
@@ -211,7 +214,15 @@ def _add(result: Result, scenario: Scenario, kills: list[Kill]) -> None:
         )
         for kill in kills
     )
-    columns = ("killed", "stage", "back after ms", "slowest answer ms", "answered", "lost")
+    columns = (
+        "killed",
+        "stage",
+        "back after ms",
+        "silence ms",
+        "slowest answer ms",
+        "answered",
+        "lost",
+    )
     title = f"Each kill {scenario.name}"
     result.tables.append(Table(title, (*columns, "answers/s before", "after"), rows))
 
@@ -224,9 +235,10 @@ def _notes() -> list[str]:
         f"and Mosquitto; {MODEL} deployed with `--shards 2`. {CLIENTS} clients ask over HTTP, one "
         f"request after the other, for {_WARM_S:g} s before the kill and {_AFTER_S:g} s after it.",
         "Killed with SIGKILL is the agent's process, first and last stage by turns; time runs from "
-        "the kill to the end of the longest silence at the clients after it. A request is lost if "
-        "it was not answered with 200 and the whole model's outputs. Every kill has a fleet and "
-        "a control plane of its own.",
+        "the kill to the end of the longest silence at the clients that began within "
+        f"{DRAIN_S:g} s; beside it stands the longest silence whenever it began. A request is "
+        "lost if it was not answered with 200 and the whole model's outputs. Every kill has a "
+        "fleet and a control plane of its own.",
         f"Boards have {memory}: in the latter each board has room for one stage, so that for a "
         "loss that no spare stage covers another board fetches, loads and measures the stage.",
     ]

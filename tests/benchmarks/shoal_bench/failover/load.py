@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import math
 import threading
 import time
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ from shoal_shared.oip import InferRequest, RequestedOutput, Tensor
 HOST = "127.0.0.1"
 TOLERANCE = 1e-4
 """Of an answer, relative to the largest magnitude of the whole model's."""
+
+DRAIN_S = 0.3
+"""How long answers may still come from the stages behind one that is gone."""
 
 _TIMEOUT_S = 30.0
 
@@ -37,14 +41,19 @@ class Outcomes:
         return (len(inside) - 1) / (inside[-1] - inside[0])
 
     def back_after(self, moment: float) -> float:
-        """Seconds from `moment` to the end of the longest silence since: until answers flowed
-        again. Infinite if none came."""
-        times = sorted(at for at in self.answered if at > moment)
-        if not times:
-            return float("inf")
-        gaps = zip([moment, *times], times, strict=False)
-        _, end = max(gaps, key=lambda gap: gap[1] - gap[0])
-        return end - moment
+        """Seconds from `moment` to the end of the longest silence that began within `DRAIN_S`:
+        until answers flowed again. Infinite if none came."""
+        gaps = self._gaps(moment)
+        began = [gap for gap in gaps if gap[0] <= moment + DRAIN_S]
+        return max(began, key=lambda gap: gap[1] - gap[0])[1] - moment
+
+    def longest_silence(self, moment: float) -> float:
+        """Seconds of the longest silence since `moment`, whenever it began."""
+        return max(end - start for start, end in self._gaps(moment))
+
+    def _gaps(self, moment: float) -> list[tuple[float, float]]:
+        times = sorted(at for at in self.answered if at > moment) or [math.inf]
+        return list(zip([moment, *times], times, strict=False))
 
 
 class Load:

@@ -82,9 +82,9 @@ class Ran:
 
 
 def run(*, quick: bool = False, say: Say = print) -> Result:
-    """Run every case: about 20 minutes, 4 if `quick`. Raises `NoNetworkError` without root."""
+    """Run every case: about 15 minutes, 4 if `quick`. Raises `NoNetworkError` without root."""
     cases = [draw(seed) for seed in range(QUICK_PLANS if quick else PLANS)]
-    seconds = 2.0 if quick else 4.0
+    seconds = 2.0
     result = Result("pipeline", quick=quick)
     with Network() as network, workplace() as folder:
         models = prepare_models(folder / "models")

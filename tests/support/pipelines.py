@@ -29,10 +29,15 @@ LAYERS = 8
 
 
 def chain(
-    path: Path, *, layers: int = LAYERS, width: int = WIDTH, rows: int | None = None, seed: int = 0
+    path: Path,
+    *,
+    layers: int = LAYERS,
+    width: int = WIDTH,
+    rows: int | str | None = None,
+    seed: int = 0,
 ) -> Path:
     """`y` = relu(… relu(`x` W) …), FP32 [N, width] with 4 x `width`^2 bytes a layer; or of
-    `rows` rows, no batch."""
+    `rows` rows, no batch; a name leaves them open."""
     rng = np.random.default_rng(seed)
     names = ["x", *(f"h{i}" for i in range(layers - 1)), "y"]
     nodes, weights = [], []

@@ -53,8 +53,14 @@ def until(check: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
 class Process:
     """A child process whose output goes to a file; killed with its group at the end."""
 
-    def __init__(self, command: list[str], log: Path, env: dict[str, str] | None = None) -> None:
-        self.command, self.log = command, log
+    def __init__(
+        self,
+        command: list[str],
+        log: Path,
+        env: dict[str, str] | None = None,
+        stdin: int = subprocess.DEVNULL,
+    ) -> None:
+        self.command, self.log, self._stdin = command, log, stdin
         self._env = {**os.environ, **(env or {})}
         self.start()
 
@@ -62,7 +68,7 @@ class Process:
         with self.log.open("ab") as out:
             self.child = subprocess.Popen(
                 self.command,
-                stdin=subprocess.DEVNULL,
+                stdin=self._stdin,
                 stdout=out,
                 stderr=out,
                 env=self._env,
@@ -202,6 +208,23 @@ class ControlPlane:
             f"device {device} being {condition}",
             timeout_s,
         )
+
+
+def start_fleet(folder: Path, spec: str, plane: ControlPlane) -> Process:
+    """A simulated fleet, several agents in one process; `spec` is a file's text in TOML."""
+    file = folder / "fleet.toml"
+    file.write_text(spec)
+    return Process(
+        [
+            sys.executable,
+            *("-m", "shoal_simulators.fleet", str(file)),
+            *("--broker", f"127.0.0.1:{plane.broker_port}", "--server", plane.url),
+            *("--state-dir", str(folder / "fleet")),
+        ],
+        folder / "fleet.log",
+        # It stops when its standard input ends.
+        stdin=subprocess.PIPE,
+    )
 
 
 def start_agent(folder: Path, name: str, plane: ControlPlane, *options: str) -> Process:

@@ -62,19 +62,20 @@ class Measurements:
         for row in rows:
             self._put(row)
 
-    def note(self, measured: Measured) -> None:
-        """Take in a measurement; one that says what is known already changes nothing."""
+    def note(self, measured: Measured) -> bool:
+        """Take in a measurement, and tell whether it says anything new."""
         known = self._rows.get(measured.key)
         if known is not None and (known.profile, known.memory_bytes, known.accelerated) == (
             measured.profile,
             measured.memory_bytes,
             measured.accelerated,
         ):
-            return
+            return False
         self._put(measured)
         self._unsaved.add(measured.key)
         while len(self._rows) > self._capacity:
             self._drop(next(iter(self._rows)))
+        return True
 
     def of(self, digest: str) -> list[Measured]:
         """All measurements of a file, by board and runtime."""

@@ -292,11 +292,7 @@ class PlanKeeper:
 
     def _fleet_changed(self, before: Device | None, after: Device | None) -> None:
         if after is not None and (before is None or before.reported is not after.reported):
-            held = {
-                p.digest for e in self._entries.values() for plan in e.plans for p in plan.parts
-            }
-            for measured in measured_parts(after, self._store.digests() | held):
-                self._measured.note(measured)
+            self._note_measured(after)
         gone = after is None and before is not None and before.id
         for key in [key for key in self._wired if key[0] == gone]:
             del self._wired[key]
@@ -306,6 +302,19 @@ class PlanKeeper:
                 entry.again = True
                 entry.retry_at = now + SETTLE_S if entry.state is PlanState.READY else now
             self._wake()
+
+    def _note_measured(self, device: Device) -> None:
+        """Keep what a device measured of parts; a plan whose stages turn out to take other times
+        than was thought is compared with what is possible now."""
+        entries = self._entries.values()
+        held = {
+            part.digest: entry for entry in entries for plan in entry.plans for part in plan.parts
+        }
+        for measured in measured_parts(device, self._store.digests() | held.keys()):
+            entry = held.get(measured.digest)
+            if self._measured.note(measured) and entry is not None and entry.plan is not None:
+                entry.again = True
+                entry.retry_at = max(entry.retry_at, self._clock() + SETTLE_S)
 
 
 def _counts(device: Device | None) -> tuple[object, ...]:

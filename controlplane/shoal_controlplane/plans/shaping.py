@@ -14,6 +14,7 @@ from shoal_controlplane.errors import ConflictError
 from shoal_controlplane.models.version import ModelVersion
 from shoal_controlplane.planner.costs import chunks
 from shoal_controlplane.planner.credits import credits_for, room_for
+from shoal_controlplane.planner.partition.along import solve_along
 from shoal_controlplane.planner.partition.problem import Objective, Partition, Problem
 from shoal_controlplane.planner.partition.solve import evaluate
 from shoal_controlplane.plans.active import PlanState
@@ -33,6 +34,8 @@ GAIN = 1.10
 """A plan that works is replaced by one that is better by this factor …"""
 SUSTAIN_S = 20.0
 """… for so long."""
+AT_HAND = 2.0
+"""A lost plan is mended with the stages that it had if that is at most so many times worse."""
 
 
 class Models(Protocol):
@@ -111,6 +114,7 @@ class Shaper:
             if best is None:
                 raise ConflictError(draft.outcome.reason)
             if not serving:
+                best = _at_hand(entry, model, draft, best)
                 entry.turn(PlanState.CUTTING, self._wall())
             candidate = await self._cut(entry, model, draft, best)
             if gives_way:
@@ -258,6 +262,21 @@ class Shaper:
         entry.candidate = self._wired(entry, plan, draft.problem, present)
         entry.draft, entry.partition = draft, present
         entry.loading_since = self._clock()
+
+
+def _at_hand(entry: Entry, model: ModelVersion, draft: Draft, best: Partition) -> Partition:
+    """Where a plan was lost: its stages on the devices that are left, if that is not much worse
+    than the best plan. The files are cut, and most devices have theirs; a better plan can take
+    over later."""
+    plan = entry.plan
+    if plan is None or not entry.is_current or plan.digest != model.digest:
+        return best
+    if len(plan.parts) < 2 or plan.bounds[-1] != len(draft.problem.segments):
+        return best
+    found = solve_along(draft.problem, plan.bounds)
+    if found is None or _value(found, draft) > AT_HAND * _value(best, draft):
+        return best
+    return found
 
 
 def held_bytes(entry: Entry) -> dict[str, int]:

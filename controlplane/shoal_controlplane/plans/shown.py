@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from shoal_controlplane.planner.partition.problem import Problem
 from shoal_controlplane.plans.active import ActivePlan, Fallback
 from shoal_controlplane.plans.entry import Entry
 from shoal_controlplane.plans.plan import Plan, Wiring
@@ -26,13 +29,12 @@ def shown(entry: Entry, find: Find) -> ActivePlan:
             reason=entry.reason,
             draft=entry.draft,
         )
-    partition = entry.partition
-    if entry.candidate not in (None, plan):
-        partition = None  # The draft is that of the candidate.
     draft = entry.draft
     if draft is not None and draft.model.digest != plan.digest:
-        draft = partition = None  # It is that of the next version.
-    if draft is not None and partition is None:
+        draft = None  # It is that of the next version.
+    partition = None
+    if draft is not None:
+        draft = replace(draft, problem=_as_measured(plan, draft.problem, find))
         partition = repriced(plan, draft.problem)
     return ActivePlan(
         name=deployment.name,
@@ -73,6 +75,18 @@ def state_of(
     if report is None:
         return ReplicaState.QUEUED, "the device has not answered yet", None
     return report.state, report.reason, report
+
+
+def _as_measured(plan: Plan, problem: Problem, find: Find) -> Problem:
+    """The problem with the times that devices have measured of the plan's own stages."""
+    kinds = {device: i for i, kind in enumerate(problem.types) for device in kind.devices}
+    known = dict(problem.known_ms)
+    for stage, (part, devices) in enumerate(zip(plan.parts, plan.current.devices, strict=True)):
+        for name in devices:
+            _, _, report = state_of(plan, stage, name, find)
+            if name in kinds and report is not None and report.profile is not None:
+                known[part.first, part.last, kinds[name]] = report.profile.milliseconds(1)
+    return replace(problem, known_ms=known)
 
 
 def _spares(plan: Plan, current: Wiring) -> dict[str, tuple[int, ...]]:

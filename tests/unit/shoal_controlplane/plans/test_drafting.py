@@ -150,11 +150,11 @@ async def test_links_lead_through_the_broker() -> None:
     problem = (await world.draft()).problem
     assert [kind.name for kind in problem.types] == [BOARD, f"{BOARD} #2"]
     assert [kind.devices for kind in problem.types] == [("a",), ("b",)]
-    assert problem.links[0][1] == Link(1e6, 21.0)
-    assert problem.links[1][0] == Link(2e6, 21.0)
-    assert problem.links[0][0] == Link(1e6, 2.0)
-    assert problem.entries == (Link(2e6, 1.0), Link(4e6, 20.0))
-    assert problem.exits == (Link(1e6, 1.0), Link(3e6, 20.0))
+    assert problem.links[0][1] == Link(0.95 * 1e6, 21.0)
+    assert problem.links[1][0] == Link(0.95 * 2e6, 21.0)
+    assert problem.links[0][0] == Link(0.95 * 1e6, 2.0)
+    assert problem.entries == (Link(0.95 * 2e6, 1.0), Link(0.95 * 4e6, 20.0))
+    assert problem.exits == (Link(0.95 * 1e6, 1.0), Link(0.95 * 3e6, 20.0))
 
 
 async def test_memory_is_what_others_leave_and_what_the_plan_has_already() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from sqlalchemy import event
 from support.fleet import MB
@@ -17,6 +18,7 @@ from shoal_controlplane.plans.draft import Basis
 from shoal_controlplane.plans.keeper import EPOCH_GAP
 from shoal_controlplane.plans.shaping import SUSTAIN_S
 from shoal_controlplane.plans.switching import AVOID_S, RETRY_S, SETTLE_S
+from shoal_shared.profiles import Profile
 from shoal_shared.status import DeploymentState
 
 Restart = Callable[[], Rooms]
@@ -434,6 +436,44 @@ async def test_a_lost_plan_does_not_wait_for_measurements(rooms: Rooms) -> None:
     rooms.leave("d1")
     await rooms.run()
     assert rooms.current()[1] == (("d2",), ("d3",))
+
+
+async def test_a_lost_plan_is_mended_with_the_stages_that_it_had(rooms: Rooms) -> None:
+    rooms.join("d1", "d2", memory=90 * MB)
+    await rooms.create()
+    await rooms.run()
+    plan = rooms.entry().plan
+    assert plan is not None
+    cuts = list(rooms.cutter.asked)
+    rooms.leave("d1")
+    rooms.join("d3", "d4", memory=90 * MB)
+    await rooms.run()
+    mended = rooms.entry().plan
+    assert mended is not None
+    assert [p.digest for p in mended.parts] == [p.digest for p in plan.parts]
+    assert rooms.cutter.asked == cuts
+    assert rooms.current()[0] > plan.last_epoch
+
+
+async def test_stages_that_take_longer_than_was_thought_have_the_plan_compared(
+    rooms: Rooms,
+) -> None:
+    await served(rooms)
+    drafts = len(rooms.drafter.asked)
+    device = rooms.fleet.get("d1")
+    assert device is not None
+    assert device.reported is not None
+    slower = Profile(samples=(), intercept_ms=50.0, slope_ms=0.0, knee=1)
+    models = tuple(msgspec.structs.replace(m, profile=slower) for m in device.reported.models)
+    rooms.fleet.observe("d1", msgspec.structs.replace(device.reported, models=models))
+    rooms.clock.advance(SETTLE_S)
+    await rooms.run()
+    assert len(rooms.drafter.asked) > drafts
+    drafts = len(rooms.drafter.asked)
+    rooms.fleet.observe("d1", msgspec.structs.replace(device.reported, models=models))
+    rooms.clock.advance(SETTLE_S)
+    await rooms.run()
+    assert len(rooms.drafter.asked) == drafts, "it says nothing new"
 
 
 async def test_a_removed_device_that_joins_again_is_believed(rooms: Rooms) -> None:

@@ -262,7 +262,7 @@ def test_observations_only_lower(seen: list[tuple[float, float]]) -> None:
 def test_links_of_a_star() -> None:
     a = links.DeviceLink(up_bytes_per_s=5e6, down_bytes_per_s=10e6, latency_ms=1.0)
     b = links.DeviceLink(up_bytes_per_s=1e6, down_bytes_per_s=2e6, latency_ms=3.0)
-    assert links.between(a, b) == Link(2e6, 4.0)
-    assert links.between(b, a) == Link(1e6, 4.0)
-    assert links.entry(a) == Link(10e6, 1.0)
-    assert links.leaving(b) == Link(1e6, 3.0)
+    assert links.between(a, b) == Link(0.95 * 2e6, 4.0)
+    assert links.between(b, a) == Link(0.95 * 1e6, 4.0)
+    assert links.entry(a) == Link(0.95 * 10e6, 1.0)
+    assert links.leaving(b) == Link(0.95 * 1e6, 3.0)

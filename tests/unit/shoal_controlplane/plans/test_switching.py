@@ -105,7 +105,7 @@ async def test_make_before_break(rooms: Rooms) -> None:
     assert rooms.offered(version="2") == [4, 5, 6]
     assert rooms.offered(version="1") == [1, 2, 3], "it answers what is under way"
     assert rooms.service.view("cat").state is DeploymentState.READY
-    assert rooms.plans.due_in(rooms.clock()) == pytest.approx(DRAIN_S)
+    assert rooms.plans.due_in(rooms.clock()) == pytest.approx(SETTLE_S), "its stages are measured"
     rooms.clock.advance(DRAIN_S)
     await rooms.step()
     assert rooms.offered(version="1") == []

@@ -25,7 +25,7 @@ GROUP = "group"
 """Label by which a test's deployments find the test's boards."""
 
 WIDTH = 256
-LAYERS = 8
+LAYERS = 4
 
 
 def chain(

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from shoal_simulators.profiles import PROFILES
 from shoal_simulators.spec import SpecError, VirtualDevice, parse_fleet
 
 
@@ -17,13 +19,19 @@ def test_a_fleet_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "fleet.toml"
     path.write_text(
         '[[device]]\nboard = "ascend-310"\nname = "press-1"\nlabels = { site = "berlin" }\n'
-        '[[device]]\nboard = "jetson-nano"\ncount = 2\n'
+        '[[device]]\nboard = "jetson-nano"\ncount = 2\nmemory_mb = 140\n'
     )
     assert parse_fleet(str(path)) == [
         VirtualDevice("press-1", "ascend-310", {"site": "berlin"}),
-        VirtualDevice("jetson-nano-1", "jetson-nano"),
-        VirtualDevice("jetson-nano-2", "jetson-nano"),
+        VirtualDevice("jetson-nano-1", "jetson-nano", memory_mb=140),
+        VirtualDevice("jetson-nano-2", "jetson-nano", memory_mb=140),
     ]
+
+
+def test_a_board_has_its_own_memory_or_that_of_its_kind() -> None:
+    usual, small = VirtualDevice("a", "jetson-nano"), VirtualDevice("b", "jetson-nano", {}, 140)
+    assert usual.profile == PROFILES["jetson-nano"]
+    assert small.profile == replace(PROFILES["jetson-nano"], memory_bytes=140_000_000)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +60,13 @@ def test_what_is_no_fleet_is_told(text: str, words: str) -> None:
         'board = "ascend-310"\ncount = "2"',
         'board = "ascend-310"\nlabels = { site = 1 }',
         "board = 1",
+        'board = "ascend-310"\nmemory_mb = 0',
+        'board = "ascend-310"\nmemory_mb = -5',
+        'board = "ascend-310"\nmemory_mb = 1.5',
+        'board = "ascend-310"\nmemory_mb = "140"',
+        'board = "ascend-310"\nmemory_mb = true',
+        'board = "ascend-310"\nmemory_mb = 1000000000000',
+        'board = "ascend-310"\ncount = true',
     ],
 )
 def test_wrong_tables_are_told(table: str, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ async def test_replies_that_come_too_late_tell_of_a_slow_stage() -> None:
     for _ in range(BAD_REPLIES):
         task = await begin(world)
         late.append(world.link.sent[-1])
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(0.7)
         assert world.link.sent[-1].device == "cat@9"
         answer(world, world.link.sent[-1], ("d1", 10), ("d3", 10))
         await task

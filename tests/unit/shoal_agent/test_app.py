@@ -415,7 +415,7 @@ async def test_after_a_reboot_the_stages_are_there_before_the_session(rig: Rig) 
     async with rig.running():
         await started(rig)
         rig.wire.receive("desired", desired(3, ROLE), retain=True)
-        await rig.wire.until(lambda: rig.wire.documents(Reported)[-1].goal == 3)
+        await rig.wire.until(lambda: any(r.goal == 3 for r in rig.wire.documents(Reported)))
     again = Rig(rig.config.state_dir.parent)
     async with again.running():
         await asyncio.wait_for(again.wire.begun.wait(), 10)

@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import uvloop
@@ -33,16 +32,14 @@ from shoal_agent.app import Agent, build_agent
 from shoal_agent.boards.base import Board, BoardFacts, BoardReading
 from shoal_agent.boards.generic import GenericBoard
 from shoal_agent.config import AgentConfig
-from shoal_agent.runtimes.base import InferenceRuntime, LoadedModel, ProviderSet
+from shoal_agent.runtimes.base import InferenceRuntime, LoadedModel
 from shoal_agent.runtimes.onnx import OnnxRuntime
 from shoal_agent.runtimes.registry import RuntimeRegistry
 from shoal_agent.service.logs import setup_logging
 from shoal_shared.clock import Clock
 from shoal_shared.messages import Board as BoardDescription
-from shoal_shared.messages import RuntimeInfo
-from shoal_shared.placement import Placement
-from shoal_shared.signature import ModelSignature
 from shoal_shared.tensors import Array
+from shoal_simulators.wrapped import WrappedModel, WrappedRuntime
 
 MIN_FACTOR = 1.0
 CALIBRATION_RUNS = 7
@@ -53,7 +50,7 @@ _CACHE_BYTES = 64 * 1024 * 1024
 """More than the caches of this machine hold."""
 
 
-class ThrottledModel:
+class ThrottledModel(WrappedModel):
     """A loaded model whose runs last `factor` times what a run takes undisturbed."""
 
     def __init__(
@@ -64,24 +61,12 @@ class ThrottledModel:
         processor_clock: Clock,
         sleep: Callable[[float], None],
     ) -> None:
-        self._model = model
+        super().__init__(model)
         self._factor = factor
         self._clock = clock
         self._processor_clock = processor_clock
         self._sleep = sleep
         self._undisturbed_s: dict[tuple[tuple[int, ...], ...], float] = {}
-
-    @property
-    def signature(self) -> ModelSignature:
-        return self._model.signature
-
-    @property
-    def providers(self) -> tuple[str, ...]:
-        return self._model.providers
-
-    @property
-    def placement(self) -> Placement:
-        return self._model.placement
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         lasts = self._factor * self.undisturbed_s(inputs)
@@ -109,11 +94,8 @@ class ThrottledModel:
         self._model.run(inputs)
         return self._processor_clock() - before
 
-    def close(self) -> None:
-        self._model.close()
 
-
-class ThrottledRuntime:
+class ThrottledRuntime(WrappedRuntime):
     """A runtime on one thread of this machine, slowed down by `factor` (at least 1)."""
 
     def __init__(
@@ -126,39 +108,14 @@ class ThrottledRuntime:
     ) -> None:
         if not factor >= MIN_FACTOR:
             raise ValueError(f"a board cannot be {factor:g} times slower: {MIN_FACTOR:g} or more")
-        self._runtime = runtime
+        # One thread, so that the calling thread's processor time is all of it.
+        super().__init__(runtime, single=True)
         self._factor = factor
         self._clock = clock
         self._processor_clock = processor_clock
         self._sleep = sleep
 
-    @property
-    def info(self) -> RuntimeInfo:
-        return self._runtime.info
-
-    @property
-    def version(self) -> str:
-        return self._runtime.version
-
-    @property
-    def note(self) -> str | None:
-        return self._runtime.note
-
-    def provider_sets(self, options: Mapping[str, Any]) -> tuple[ProviderSet, ...]:
-        """Only the CPU: processor time of the calling thread tells nothing of accelerators."""
-        return tuple(s for s in self._runtime.provider_sets(options) if not s.accelerated)
-
-    def load(
-        self,
-        path: Path,
-        options: Mapping[str, Any],
-        provider_set: ProviderSet | None = None,
-        compiled: Path | None = None,
-        shapes: Mapping[str, tuple[int, ...]] | None = None,
-    ) -> ThrottledModel:
-        # One thread, so that the calling thread's processor time is all of it.
-        single = {**options, "intra_op_threads": 1}
-        model = self._runtime.load(path, single, provider_set, compiled, shapes)
+    def wrap(self, model: LoadedModel, path: Path) -> LoadedModel:
         return ThrottledModel(model, self._factor, self._clock, self._processor_clock, self._sleep)
 
 

@@ -16,93 +16,50 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from shoal_agent.app import Agent, build_agent
 from shoal_agent.config import AgentConfig, parse_labels
-from shoal_agent.runtimes.base import InferenceRuntime, LoadedModel, ProviderSet
+from shoal_agent.runtimes.base import InferenceRuntime, LoadedModel
 from shoal_agent.runtimes.onnx import OnnxRuntime
 from shoal_agent.runtimes.registry import RuntimeRegistry
 from shoal_agent.service.logs import setup_logging
-from shoal_shared.messages import RuntimeInfo
-from shoal_shared.placement import Placement
-from shoal_shared.signature import ModelSignature
 from shoal_shared.tensors import Array
 from shoal_simulators.throttled import ThrottledBoard
+from shoal_simulators.wrapped import WrappedModel, WrappedRuntime
 
 NAN = "nan"
 SLOW = "slow"
 SLOW_S = 0.2
 
 
-class FaultyModel:
+class FaultyModel(WrappedModel):
     """A model that computes what the board's fault makes of it."""
 
     def __init__(self, model: LoadedModel, fault: Path) -> None:
-        self._model = model
+        super().__init__(model)
         self._fault = fault
-
-    @property
-    def signature(self) -> ModelSignature:
-        return self._model.signature
-
-    @property
-    def providers(self) -> tuple[str, ...]:
-        return self._model.providers
-
-    @property
-    def placement(self) -> Placement:
-        return self._model.placement
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         fault = self._fault.read_text().strip() if self._fault.exists() else ""
-        outputs = self._model.run(inputs)
+        outputs = super().run(inputs)
         if fault == SLOW:
             time.sleep(SLOW_S)
         elif fault == NAN:
             outputs = {name: np.full_like(value, np.nan) for name, value in outputs.items()}
         return outputs
 
-    def close(self) -> None:
-        self._model.close()
 
-
-class FaultyRuntime:
+class FaultyRuntime(WrappedRuntime):
     """ONNX Runtime on one thread, whose models are `FaultyModel`s."""
 
     def __init__(self, runtime: InferenceRuntime, fault: Path) -> None:
-        self._runtime = runtime
+        super().__init__(runtime, single=True)
         self._fault = fault
 
-    @property
-    def info(self) -> RuntimeInfo:
-        return self._runtime.info
-
-    @property
-    def version(self) -> str:
-        return self._runtime.version
-
-    @property
-    def note(self) -> str | None:
-        return self._runtime.note
-
-    def provider_sets(self, options: Mapping[str, Any]) -> tuple[ProviderSet, ...]:
-        return tuple(s for s in self._runtime.provider_sets(options) if not s.accelerated)
-
-    def load(
-        self,
-        path: Path,
-        options: Mapping[str, Any],
-        provider_set: ProviderSet | None = None,
-        compiled: Path | None = None,
-        shapes: Mapping[str, tuple[int, ...]] | None = None,
-    ) -> LoadedModel:
-        single = {**options, "intra_op_threads": 1}
-        return FaultyModel(
-            self._runtime.load(path, single, provider_set, compiled, shapes), self._fault
-        )
+    def wrap(self, model: LoadedModel, path: Path) -> LoadedModel:
+        return FaultyModel(model, self._fault)
 
 
 async def _run(agent: Agent) -> None:

@@ -15,7 +15,7 @@ from shoal_controlplane.models.findings import Findings, checked_findings
 from shoal_shared.signature import TensorSpec
 from shoal_shared.tensors import NUMPY
 
-_DATATYPES: dict[int, str] = {
+DATATYPES: dict[int, str] = {
     onnx.TensorProto.BOOL: "BOOL",
     onnx.TensorProto.UINT8: "UINT8",
     onnx.TensorProto.UINT16: "UINT16",
@@ -31,6 +31,7 @@ _DATATYPES: dict[int, str] = {
     onnx.TensorProto.DOUBLE: "FP64",
     onnx.TensorProto.STRING: "BYTES",
 }
+"""The protocol's names of ONNX's element types."""
 
 _CONTEXT = ("com.microsoft", "EPContext")
 """Domain and operator of a node that holds compiled code."""
@@ -75,7 +76,7 @@ def _spec(what: str, value: onnx.ValueInfoProto) -> TensorSpec:
             "export it without."
         )
     kind = value.type.tensor_type
-    if kind.elem_type not in _DATATYPES:
+    if kind.elem_type not in DATATYPES:
         raise InvalidError(
             f"The model's {what} '{name}' is of {_type_name(kind.elem_type)}, which cannot "
             "be served: cast it within the model."
@@ -85,7 +86,7 @@ def _spec(what: str, value: onnx.ValueInfoProto) -> TensorSpec:
         dim.dim_value if _has(dim, "dim_value") and dim.dim_value >= 0 else -1
         for dim in kind.shape.dim
     )
-    return TensorSpec(name=value.name, datatype=_DATATYPES[kind.elem_type], shape=shape)
+    return TensorSpec(name=value.name, datatype=DATATYPES[kind.elem_type], shape=shape)
 
 
 def _type_name(elem_type: int) -> str:
@@ -149,7 +150,7 @@ def _elements(tensor: onnx.TensorProto) -> int:
             "external data."
         )
     count = math.prod(tensor.dims)
-    datatype = _DATATYPES.get(tensor.data_type, "BYTES")
+    datatype = DATATYPES.get(tensor.data_type, "BYTES")
     if _has(tensor, "raw_data") and datatype != "BYTES":
         needed = count * NUMPY[datatype].itemsize
         if len(tensor.raw_data) != needed:

@@ -8,27 +8,11 @@ from dataclasses import dataclass
 
 import onnx
 
+from shoal_controlplane.models.onnxfile import DATATYPES
 from shoal_controlplane.planner.cuts.analysis import BoundaryTensor, CutError
 from shoal_controlplane.planner.cuts.folding import SMALL, fold_shapes
 from shoal_controlplane.planner.cuts.protobuf import clear, copied, has
 from shoal_shared.tensors import NUMPY
-
-_DATATYPES: dict[int, str] = {
-    onnx.TensorProto.BOOL: "BOOL",
-    onnx.TensorProto.UINT8: "UINT8",
-    onnx.TensorProto.UINT16: "UINT16",
-    onnx.TensorProto.UINT32: "UINT32",
-    onnx.TensorProto.UINT64: "UINT64",
-    onnx.TensorProto.INT8: "INT8",
-    onnx.TensorProto.INT16: "INT16",
-    onnx.TensorProto.INT32: "INT32",
-    onnx.TensorProto.INT64: "INT64",
-    onnx.TensorProto.FLOAT16: "FP16",
-    onnx.TensorProto.BFLOAT16: "BF16",
-    onnx.TensorProto.FLOAT: "FP32",
-    onnx.TensorProto.DOUBLE: "FP64",
-    onnx.TensorProto.STRING: "BYTES",
-}
 
 _MAX_ELEMENTS = 2**48
 _MAX_DIMENSION = 2**31
@@ -122,7 +106,7 @@ def declared(value: onnx.ValueInfoProto, shapes: Shapes) -> BoundaryTensor:
         return tensor
     kind = value.type.tensor_type
     shape = tuple(dim.dim_value if dim.dim_value > 0 else -1 for dim in kind.shape.dim)
-    return BoundaryTensor(value.name, _DATATYPES.get(kind.elem_type, "BYTES"), shape, 0)
+    return BoundaryTensor(value.name, DATATYPES.get(kind.elem_type, "BYTES"), shape, 0)
 
 
 def _pinned(
@@ -224,7 +208,7 @@ def _dims(kind: onnx.TypeProto) -> tuple[int, ...] | None:
 
 def _boundary(name: str, kind: onnx.TypeProto) -> BoundaryTensor | None:
     dims = _dims(kind)
-    datatype = _DATATYPES.get(kind.tensor_type.elem_type)
+    datatype = DATATYPES.get(kind.tensor_type.elem_type)
     if dims is None or datatype is None or math.prod(dims) > _MAX_ELEMENTS:
         return None
     # A string has at least the four bytes of its length.
@@ -233,7 +217,7 @@ def _boundary(name: str, kind: onnx.TypeProto) -> BoundaryTensor | None:
 
 
 def _freed(tensor: BoundaryTensor, kind: onnx.TypeProto | None) -> onnx.TypeProto:
-    element = next(number for number, name in _DATATYPES.items() if name == tensor.datatype)
+    element = next(number for number, name in DATATYPES.items() if name == tensor.datatype)
     stated: list[onnx.TensorShapeProto.Dimension] = []
     if kind is not None and has(kind.tensor_type, "shape"):
         stated = list(kind.tensor_type.shape.dim)

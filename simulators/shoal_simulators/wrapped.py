@@ -1,4 +1,4 @@
-"""Runtimes and models that differ from others in their runs only: what simulated boards build on."""
+"""Runtimes and models that differ from others in their runs only, for simulated boards."""
 
 from __future__ import annotations
 

@@ -184,8 +184,7 @@ def test_tflite_is_told_to_take_one_device(plane: ControlPlane) -> None:
 
 def test_open_sizes_need_a_hint(plane: ControlPlane, tmp_path: Path) -> None:
     path = chain(tmp_path / "open.onnx", rows="length")
-    # Golden inputs would be a hint.
-    push(plane, path, "open", "--no-golden")
+    push(plane, path, "open")
     assert "--shape" in complained(plane.shoal("plan", "open", "--select", "site=demo"))
     shape = ("--select", "site=demo", "--shape", f"x=1x4x{WIDTH}")
     assert "shapes " in said(plane.shoal("plan", "open", *shape))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import structlog
 
@@ -21,21 +20,14 @@ from shoal_controlplane.gateway.errors import GatewayError, GatewayStatus
 from shoal_controlplane.gateway.inquiry import Alive, Inquiry, all_alive
 from shoal_controlplane.gateway.pipelines import Pipelines
 from shoal_controlplane.gateway.router import Router, Ticket
+from shoal_controlplane.gateway.sender import Sender
 from shoal_controlplane.gateway.table import Pipeline, Replica
 from shoal_controlplane.mqtt.link import Link
-from shoal_shared import oip
 from shoal_shared.clock import Clock
 from shoal_shared.oip import InferReply, InferRequest
-from shoal_shared.publish import (
-    Message,
-    PublishProperties,
-    correlation_data,
-    message_expiry,
-    response_topic,
-    user_property,
-)
+from shoal_shared.publish import Message
 from shoal_shared.status import RETRYABLE, InferCode
-from shoal_shared.topics import DeviceTopic, Topics
+from shoal_shared.topics import Topics
 
 log = structlog.get_logger("gateway")
 
@@ -80,17 +72,13 @@ class Dispatcher:
             alive, self.pipelines.suspect, lambda p: self.pipelines.doubt(p, self._clock())
         )
         self._listed = listed
-        self._link = link
-        self._topics = topics
         self._router = router
         self._clock = clock
         self._pending: dict[bytes, Call] = {}
         self._overdue: dict[bytes, Ticket] = {}
         self._stranded: list[Call] = []
-        self._infer_topics: dict[str, str] = {}
-        reply_topic = topics.replies(gateway_id)
-        self._reply_to = response_topic(reply_topic)
-        link.subscribe(reply_topic, 0, self._on_reply)
+        self._sender = Sender(link, topics, gateway_id)
+        link.subscribe(topics.replies(gateway_id), 0, self._on_reply)
 
     @property
     def in_flight(self) -> int:
@@ -297,34 +285,13 @@ class Dispatcher:
         # Not to be guessed: one device must not answer for another, nor a reply to an earlier
         # process for this one.
         key = secrets.token_bytes(8)
-        parameters: dict[str, Any] = {"timeout": int(remaining * 1e6)}
-        pipeline = ticket.pipeline
-        if pipeline is not None:
-            parameters["epoch"] = pipeline.epoch
-            entry = self.pipelines.entry(pipeline)
-            topic = self._topics.stage(pipeline.plan, pipeline.epoch, 0, entry)
-        else:
-            topic = self._infer_topic(ticket.device)
-        call.request.parameters = parameters
-        buffers, header_length = oip.encode_request(call.request)
-        properties = PublishProperties(
-            self._reply_to,
-            correlation_data(key),
-            message_expiry(int(remaining) + 1),
-            user_property(oip.HEADER_LENGTH, str(header_length)),
-        )
         self._pending[key] = call
         call.waiting[key] = ticket
-        if self._link.publish(topic, b"".join(buffers), properties=properties):
+        replica = 0 if ticket.pipeline is None else self.pipelines.entry(ticket.pipeline)
+        if self._sender.send(call.request, ticket, replica, key, remaining):
             return True
         self._settle(key)
         return False
-
-    def _infer_topic(self, device: str) -> str:
-        topic = self._infer_topics.get(device)
-        if topic is None:
-            topic = self._infer_topics[device] = self._topics.device(device, DeviceTopic.INFER)
-        return topic
 
     def _settle(self, key: bytes) -> tuple[Call, Ticket] | None:
         """Take out the attempt that `key` names, if it is still waited for."""

@@ -138,7 +138,7 @@ def hints(
         if spec.name in given:
             found[spec.name] = tuple(given[spec.name])
             continue
-        proposed = tuple(golden.get(spec.name, ())) or _from_card(spec, card) or spec.shape
+        proposed = _from_golden(spec, golden) or _from_card(spec, card) or spec.shape
         if signature.batchable:
             proposed = (1, *proposed[1:])
         if len(proposed) != len(spec.shape):
@@ -150,6 +150,14 @@ def hints(
         if all(size >= 0 for size in shape):
             found[spec.name] = shape
     return found
+
+
+def _from_golden(spec: TensorSpec, golden: Shapes) -> tuple[int, ...]:
+    """The shape of a golden input, where it tells of sizes: those that were made up have size 1
+    wherever the model leaves it open."""
+    shape = tuple(golden.get(spec.name, ()))
+    opened = (size for own, size in zip(spec.shape[1:], shape[1:], strict=False) if own < 0)
+    return () if any(size == 1 for size in opened) else shape
 
 
 def _from_card(spec: TensorSpec, card: ModelCard | None) -> tuple[int, ...]:

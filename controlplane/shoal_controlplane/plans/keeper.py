@@ -8,7 +8,7 @@ that is ready; where a device goes, a fallback that is wired already takes over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from itertools import chain
 
 import structlog
@@ -71,6 +71,7 @@ class PlanKeeper:
         self._entries: dict[str, Entry] = {}
         self._wired: dict[tuple[str, RoleKey], int] = {}
         self._epochs: dict[str, int] = {}
+        self._deployed: Set[str] = frozenset()
         self._switcher = Switcher(store, fleet, self._wired, events, clock, wall)
 
     async def start(self, deployments: Iterable[Deployment], goals: Mapping[str, Desired]) -> None:
@@ -97,10 +98,14 @@ class PlanKeeper:
 
     async def step(self, deployments: Iterable[Deployment]) -> None:
         """Bring the plans in step with deployments and devices once."""
-        wanted = {d.name: d for d in deployments if d.shards is not None}
+        everything = {d.name: d for d in deployments}
+        wanted = {name: d for name, d in everything.items() if d.shards is not None}
         for name in self._entries.keys() - wanted.keys():
             await self._end(name)
         now = self._clock()
+        if self._deployed - everything.keys():
+            self._retry_what_waits(now)
+        self._deployed = everything.keys()
         for name, deployment in wanted.items():
             entry = self._entries.get(name)
             if entry is not None and entry.deployment.created_at != deployment.created_at:
@@ -249,6 +254,12 @@ class PlanKeeper:
         await cancel(entry)
         self._epochs[name] = entry.epoch
         await self._store.delete(name)
+
+    def _retry_what_waits(self, now: float) -> None:
+        """A deployment is gone, and its memory with it: who has no plan may have one now."""
+        for entry in self._entries.values():
+            if entry.again and not self._switcher.serves(entry):
+                entry.retry_at = min(entry.retry_at, now)
 
     def _is_due(self, entry: Entry) -> bool:
         """Whether a plan is to be made, and none is on its way."""

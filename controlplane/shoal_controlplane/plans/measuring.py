@@ -87,12 +87,14 @@ async def measure(
 
 
 def groups(files: Sequence[StageFile], free_bytes: int) -> Iterator[list[StageFile]]:
-    """Parts that a device can hold at once; one that does not fit is tried alone."""
+    """Parts that a device can hold at once; those that it cannot hold at all are left out."""
     group: list[StageFile] = []
-    used = 0
+    room, used = MEMORY_SHARE * free_bytes, 0
     for file in files:
         need = memory_estimate(file.size)
-        if group and (len(group) >= AT_ONCE or used + need > MEMORY_SHARE * free_bytes):
+        if need > room:
+            continue
+        if group and (len(group) >= AT_ONCE or used + need > room):
             yield group
             group, used = [], 0
         group.append(file)

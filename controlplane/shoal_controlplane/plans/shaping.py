@@ -97,7 +97,9 @@ class Shaper:
         held = held_bytes(entry)
         if serving or entry.plan is None:
             # Where nothing serves any more, there is no time for it.
-            await self._measure(entry, model, await self._draft(entry, model, held), serving)
+            draft = await self._draft(entry, model, held)
+            if draft.outcome.best is not None:  # Else what is missing is memory, not figures.
+                await self._measure(entry, model, draft, serving)
         async with self._planning:
             # Measurements have come in, and others may have taken memory meanwhile. What serves
             # keeps its own until its successor is ready.

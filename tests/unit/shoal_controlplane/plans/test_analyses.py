@@ -170,6 +170,13 @@ async def test_golden_inputs_give_shapes(tmp_path: Path) -> None:
     assert (await analyses.of(model, {"x": [1, 3, 48, 320]})).shapes == {"x": (1, 3, 48, 320)}
 
 
+def test_golden_inputs_that_were_made_up_tell_nothing_of_sizes() -> None:
+    free = signature((ANY, ANY, 4))
+    assert hints(free, {}, {"x": (1, 1, 4)}, None) == {}
+    assert hints(free, {}, {"x": (1, 7, 4)}, None) == {"x": (1, 7, 4)}
+    assert hints(signature((ANY, 1, 4)), {}, {"x": (1, 1, 4)}, None) == {"x": (1, 1, 4)}
+
+
 def test_the_card_gives_shapes_of_pictures_and_texts() -> None:
     free = signature((ANY, 3, ANY, ANY))
     assert hints(free, {}, {}, image_card()) == {"x": (1, 3, 48, 320)}

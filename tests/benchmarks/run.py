@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path[:0] = [str(ROOT / "tests" / "benchmarks"), str(ROOT / "tests")]
 
 from shoal_bench import report  # noqa: E402
 from shoal_bench.figures import Result, figures_table, load, render, save  # noqa: E402

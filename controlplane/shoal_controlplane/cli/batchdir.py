@@ -7,12 +7,10 @@ under way at a time. What goes wrong with one input is told in its line, and the
 from __future__ import annotations
 
 import queue
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,8 @@ from shoal_controlplane.cli.batchfile import ResultFile, result_file
 from shoal_controlplane.cli.batchinputs import Sample, find_inputs, group, load_input, stack
 from shoal_controlplane.cli.errors import CliError
 from shoal_controlplane.cli.options import Format
-from shoal_controlplane.cli.output import clean, emit
-from shoal_controlplane.cli.progress import note
+from shoal_controlplane.cli.output import emit
+from shoal_controlplane.cli.progress import counting
 from shoal_controlplane.cli.views import ModelVersion
 from shoal_controlplane.models.card import ModelCard
 from shoal_controlplane.models.media import MediaError, read_answer
@@ -37,7 +35,6 @@ RETRIES = 12
 GIVE_UP = 3
 """Requests in a row that came to nothing for all of their inputs: nobody answers any more."""
 
-_STEPS = 10
 
 Ask = Callable[[list[Tensor]], InferReply]
 
@@ -70,7 +67,7 @@ def run_folder(
     started = time.perf_counter()
     with (
         result_file(target, names, version.signature, rows=batched) as results,
-        _progress(f"asking {version.name}:{version.version}", len(files)) as advance,
+        counting(f"asking {version.name}:{version.version}", len(files)) as advance,
     ):
         run = _Run(files, version, card, results, advance)
         run.all(ask, batched)
@@ -240,38 +237,6 @@ def under_way(
     finally:
         for _ in range(UNDER_WAY):
             todo.put(None)
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Progress over `total` inputs: a bar on a terminal, plain lines elsewhere; on stderr."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn as LeftColumn
-
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            LeftColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(clean(what), total=total)
-            yield lambda count: bar.advance(task, count)
-        return
-    note(f"{what}: {total} inputs")
-    done, told = 0, 0
-
-    def advance(count: int) -> None:
-        nonlocal done, told
-        done += count
-        step = done * _STEPS // total
-        if step > told:
-            told = step
-            note(f"{what}: {done} of {total}")
-
-    yield advance
 
 
 def _report(version: ModelVersion, run: _Run, target: Path, seconds: float, output: Format) -> None:

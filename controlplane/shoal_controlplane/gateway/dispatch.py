@@ -22,6 +22,7 @@ from shoal_controlplane.gateway.pipelines import Pipelines
 from shoal_controlplane.gateway.router import Router, Ticket
 from shoal_controlplane.gateway.sender import Sender
 from shoal_controlplane.gateway.table import Pipeline, Replica
+from shoal_controlplane.gateway.waiting import Overdue, Stranded
 from shoal_controlplane.mqtt.link import Link
 from shoal_shared.clock import Clock
 from shoal_shared.oip import InferReply, InferRequest
@@ -34,12 +35,6 @@ log = structlog.get_logger("gateway")
 MAX_ATTEMPTS = 3
 MAX_RESENDS = 4
 """A message of QoS 0 may be lost with a session; with pauses that double this outlasts most."""
-
-MAX_STRANDED = 1024
-"""Requests that wait for the next plan of a sharded model."""
-
-MAX_OVERDUE = 1024
-"""Pipelines whose replies are still of interest, although another one has answered."""
 
 MAX_SENTENCE = 500
 _TICK_S = 1e-3
@@ -75,8 +70,8 @@ class Dispatcher:
         self._router = router
         self._clock = clock
         self._pending: dict[bytes, Call] = {}
-        self._overdue: dict[bytes, Ticket] = {}
-        self._stranded: list[Call] = []
+        self._overdue = Overdue()
+        self._stranded = Stranded()
         self._sender = Sender(link, topics, gateway_id)
         link.subscribe(topics.replies(gateway_id), 0, self._on_reply)
 
@@ -189,8 +184,7 @@ class Dispatcher:
             elif call.waiting:
                 pause = MIN_SILENCE_S * 2 ** (MAX_RESENDS - call.resends_left)
                 self._set_timer(call, min(remaining, pause) if call.resends_left else remaining)
-            elif self._may_strand(call):
-                self._stranded.append(call)
+            elif self._stranded.take_in(call):
                 self._set_timer(call, remaining)
             elif call.last_error:
                 passing = call.last_status is not GatewayStatus.INTERNAL
@@ -221,23 +215,10 @@ class Dispatcher:
             return
         self._launch(call, ticket, remaining)
 
-    def _may_strand(self, call: Call) -> bool:
-        """Whether a request waits for the next plan of its model: none serves now, and it did
-        not fail for a reason of its own."""
-        if len(self._stranded) >= MAX_STRANDED:
-            self._stranded = [call for call in self._stranded if not call.answer.done()]
-        return (
-            call.sharded
-            and call.attempts_left > 0
-            and call.last_status is not GatewayStatus.INTERNAL
-            and len(self._stranded) < MAX_STRANDED
-        )
-
     def table_changed(self) -> None:
         """There are other places to send to."""
         self.pipelines.learn(self._listed())
-        stranded, self._stranded = self._stranded, []
-        for call in stranded:
+        for call in self._stranded.let_go():
             self._attempt(call)
 
     def _queue(self, call: Call, ticket: Ticket, pipeline: Pipeline, remaining: float) -> None:
@@ -343,7 +324,7 @@ class Dispatcher:
 
     def _on_late_reply(self, message: Message) -> None:
         """A pipeline answers after another place did: that is how slow ones show themselves."""
-        ticket = self._overdue.pop(message.correlation or b"", None)
+        ticket = self._overdue.take(message.correlation or b"")
         if ticket is not None:
             try:
                 reply = read_answer(message, ticket).reply
@@ -411,9 +392,7 @@ class Dispatcher:
             self._settle(key)
             self._router.released(ticket, now)
             if answered and ticket.pipeline is not None:
-                self._overdue[key] = ticket
-        while len(self._overdue) > MAX_OVERDUE:
-            del self._overdue[next(iter(self._overdue))]
+                self._overdue.keep(key, ticket)
         if call.queued is not None:
             self._router.released(call.queued, now)
             call.queued = None

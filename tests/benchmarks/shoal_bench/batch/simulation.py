@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-import selectors
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
+from support.virtual_time import VirtualTimeLoop
 
 from shoal_bench.batch.scenario import HOP_MS, MOST, Scenario
 from shoal_controlplane.gateway.batch import BatchRunner
@@ -24,37 +23,13 @@ from shoal_shared.topics import Topics
 TOPICS = Topics("bench")
 
 
-class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """Where it would sleep, its clock moves instead."""
-
-    def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
-        super().__init__(self._jumping)
-
-    def time(self) -> float:
-        return self._jumping.now
-
-
-class _JumpingSelector(selectors.SelectSelector):
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        events = super().select(0)
-        if not events:
-            if timeout is None:
-                raise RuntimeError("the simulation waits for something that will never happen")
-            self.now += timeout
-        return events
-
-
 class SimulatedDevices:
     """The link of a gateway whose devices compute one piece at a time, first come, first
     served."""
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
+        self._began_ms = asyncio.get_running_loop().time() * 1e3
         self._free: dict[str, float] = {}
         self._pieces: dict[str, int] = {}
         self._handler: Handler | None = None
@@ -94,7 +69,8 @@ class SimulatedDevices:
         number = self._pieces[device] = self._pieces.get(device, 0) + 1
         arrives = loop.time() * 1e3 + HOP_MS
         start = max(arrives, self._free.get(device, 0.0))
-        took = self._scenario.work_ms(device, items, start, self._scenario.jitter(device, number))
+        jitter = self._scenario.jitter(device, number)
+        took = self._scenario.work_ms(device, items, start - self._began_ms, jitter)
         self._free[device] = start + took
         back_s = (start + took + HOP_MS) / 1e3 - loop.time()
         loop.call_later(back_s, self._answer, request, message, items, took)

@@ -9,10 +9,10 @@ import pytest
 from support.gateway import Sent, World, begin, failure, nothing_left, pipeline
 from support.virtual_time import virtual_time
 
-from shoal_controlplane.gateway.dispatch import MAX_OVERDUE
 from shoal_controlplane.gateway.errors import GatewayStatus
 from shoal_controlplane.gateway.pipelines import BAD_REPLIES, DOUBT_S, Pipelines
 from shoal_controlplane.gateway.table import Pipeline
+from shoal_controlplane.gateway.waiting import MAX_OVERDUE
 from shoal_shared.oip import InferReply, Tensor
 
 NAN = "stage 1 of plan cat computed NaN on this device"

@@ -51,7 +51,7 @@ async def client(store: ArtifactStore) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-@pytest.mark.parametrize("data", [DATA, b"", b"x"])
+@pytest.mark.parametrize("data", [DATA, b"", b"x"], ids=["large", "empty", "one byte"])
 async def test_what_is_put_is_there(store: ArtifactStore, tmp_path: Path, data: bytes) -> None:
     assert digest(data) not in store
     assert await store.put(digest(data), chunks(data))

@@ -104,7 +104,7 @@ class _ReplyHeader(msgspec.Struct, omit_defaults=True):
     model_name: str = ""
     model_version: str = ""
     id: str | None = None
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
     outputs: list[_TensorHeader] = []
     error: str = ""
     code: str = ""
@@ -145,7 +145,7 @@ def decode_reply(body: Buffer, header_length: int | None = None) -> InferReply:
         parsed.model_name,
         parsed.model_version,
         parsed.id,
-        parsed.parameters,
+        parsed.parameters or {},
         parsed.error,
         parsed.code,
     )
@@ -178,7 +178,7 @@ def encode_reply(reply: InferReply, binary: Sequence[bool] = ()) -> tuple[list[B
         reply.model_name,
         reply.model_version,
         reply.id,
-        reply.parameters,
+        reply.parameters or None,
         headers,
         reply.error,
         reply.code,

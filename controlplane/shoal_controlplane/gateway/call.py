@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from shoal_controlplane.gateway.errors import GatewayStatus
 from shoal_controlplane.gateway.router import Ticket
@@ -30,6 +31,11 @@ class Suspect:
     error: str
 
 
+Admit: TypeAlias = Callable[[Ticket | None, float], Exception | None]
+"""Asked once, before the first attempt, with the place that the router chose (None where there is
+none) and a reading of the clock: None lets the request go on, an exception ends it."""
+
+
 @dataclass(slots=True, eq=False)
 class Call:
     """A request under way. `replicas` is asked anew for each attempt; `waiting` holds the
@@ -44,6 +50,7 @@ class Call:
     idempotent: bool
     sharded: bool
     answer: asyncio.Future[tuple[InferReply, Ticket]]
+    admit: Admit | None = None
     waiting: dict[bytes, Ticket] = field(default_factory=dict)
     queued: Ticket | None = None
     tried: set[str] = field(default_factory=set)

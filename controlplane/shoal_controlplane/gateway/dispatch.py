@@ -15,7 +15,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
-from shoal_controlplane.gateway.call import MIN_SILENCE_S, Call, Suspect, patience_s, read_answer
+from shoal_controlplane.gateway.call import (
+    MIN_SILENCE_S,
+    Admit,
+    Call,
+    Suspect,
+    patience_s,
+    read_answer,
+)
 from shoal_controlplane.gateway.errors import GatewayError, GatewayStatus
 from shoal_controlplane.gateway.inquiry import Alive, Inquiry, all_alive
 from shoal_controlplane.gateway.pipelines import Pipelines
@@ -88,12 +95,13 @@ class Dispatcher:
         *,
         idempotent: bool = True,
         sharded: bool = False,
+        admit: Admit | None = None,
     ) -> tuple[InferReply, Ticket]:
         """Send `request` (with model name and version) and wait for its answer.
 
         `deadline` is a reading of the clock. Where nothing serves a `sharded` model now, the
         request waits for the next plan. Cancelling the coroutine forgets the request. Raises
-        `GatewayError`.
+        `GatewayError`, and what `admit` returns.
         """
         loop = asyncio.get_running_loop()
         attempts = MAX_ATTEMPTS if idempotent else 1
@@ -108,6 +116,7 @@ class Dispatcher:
             idempotent,
             sharded,
             loop.create_future(),
+            admit,
         )
         try:
             self._attempt(call)
@@ -178,6 +187,14 @@ class Dispatcher:
             call.resends_left -= 1
             places = self.pipelines.usable(call.replicas(), ())
             ticket = self._router.pick(call.model, places, call.items, now)
+        if call.admit is not None:
+            admit, call.admit = call.admit, None
+            refusal = admit(ticket, now)
+            if refusal is not None:
+                if ticket is not None:
+                    self._router.released(ticket, now)
+                call.answer.set_exception(refusal)
+                return
         if ticket is None:
             if call.queued is not None:
                 self._set_timer(call, remaining)

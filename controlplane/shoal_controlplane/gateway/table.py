@@ -56,7 +56,8 @@ class ServedModel:
     `max_batch` is 0 where the model has no batch dimension. `labels` holds class names per
     output, for the classification extension. `platform` is Triton's name for the format, such
     as `onnxruntime_onnx`. A model without replicas is known but not ready; if it is `sharded`, its
-    requests wait for the next plan.
+    requests wait for the next plan. Requests are to be answered within `slo_ms`, where it is set;
+    the targets in `offload` take what the devices cannot.
     """
 
     name: str
@@ -67,6 +68,8 @@ class ServedModel:
     replicas: tuple[Replica, ...] = ()
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     sharded: bool = False
+    slo_ms: float | None = None
+    offload: tuple[str, ...] = ()
 
     @property
     def ready(self) -> bool:

@@ -4,6 +4,7 @@
 # make check       ruff, mypy --strict, import rules
 # make test-hardware   the runtimes of the boards, each in an environment of its own
 # make test-arm64      what a board installs resolves for arm64, and the agent runs there (emulated)
+# make test-clouds     the kinds of targets, each in an environment of its own
 # make bench BENCH=router|gateway|agent|runtimes|split|plan|pipeline|batch|failover
 #                  measures, side by side with the peers
 
@@ -16,13 +17,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 BENCH ?=
-TESTS ?= tests --ignore tests/hardware --ignore tests/arm64
+TESTS ?= tests --ignore tests/hardware --ignore tests/arm64 --ignore tests/clouds
 
-.PHONY: demo test check bench setup setup-dev setup-hardware test-hardware test-arm64 test-oldest \
-  test-newest clean
+.PHONY: demo test check bench setup setup-dev setup-hardware test-hardware setup-clouds test-clouds \
+  test-arm64 test-oldest test-newest clean
 .DEFAULT_GOAL := demo
 
-demo: setup
+# An overload spills to KServe's server, which has an environment of its own.
+demo: setup $(if $(findstring --overload,$(ARGS)),.venv-kserve/.setup)
 	@$(BIN)/shoal up $(ARGS)
 
 test: setup-dev
@@ -43,16 +45,23 @@ test-newest:
 
 # ONNX Runtime's distributions overwrite one another, so each has an environment of its own.
 HARDWARE_ENVS := qnn cann gpu tflite
-HARDWARE_qnn := -e .[qualcomm] onnx
-HARDWARE_cann := -e .[ascend]
-HARDWARE_gpu := -e .[jetson]
-HARDWARE_tflite := -e . tflite-runtime numpy<2
+PACKAGES_qnn := -e .[qualcomm] onnx
+PACKAGES_cann := -e .[ascend]
+PACKAGES_gpu := -e .[jetson]
+PACKAGES_tflite := -e . tflite-runtime numpy<2
+
+# SDKs of clouds are large, and what runs there conflicts with one another.
+CLOUD_ENVS := kserve azureml tpu ray
+PACKAGES_kserve := -e .[controlplane,kserve,kserve-server]
+PACKAGES_azureml := -e .[controlplane,azureml,kserve-server]
+PACKAGES_tpu := -e .[controlplane,tpu] onnxruntime
+PACKAGES_ray := -e .[controlplane,ray-server]
 
 .venv-%/.setup: pyproject.toml
 	@test -x .venv-$*/bin/python || $(HARDWARE) -m venv .venv-$*
-	@echo "Installing the runtime of $* into .venv-$* ..."
+	@echo "Installing what $* needs into .venv-$* ..."
 	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check \
-	  $(foreach p,$(HARDWARE_$*),'$(p)') hypothesis pytest pytest-asyncio pytest-timeout
+	  $(foreach p,$(PACKAGES_$*),'$(p)') hypothesis pytest pytest-asyncio pytest-timeout
 	@touch $@
 
 setup-hardware: $(foreach e,$(HARDWARE_ENVS),.venv-$(e)/.setup)
@@ -65,6 +74,14 @@ test-hardware: setup-dev setup-hardware
 	done
 	@echo "agents on a control plane:"
 	@SHOAL_HARDWARE_ENV=fleet $(BIN)/pytest -q tests/hardware
+
+setup-clouds: $(foreach e,$(CLOUD_ENVS),.venv-$(e)/.setup)
+
+test-clouds: setup-clouds
+	@for env in $(CLOUD_ENVS); do \
+	  echo "targets of kind $$env:"; \
+	  SHOAL_CLOUD=$$env .venv-$$env/bin/pytest -q -p no:cacheprovider -W ignore tests/clouds || exit 1; \
+	done
 
 test-arm64: setup-dev
 	@$(BIN)/pytest -q -n 2 tests/arm64

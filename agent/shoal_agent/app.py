@@ -133,6 +133,7 @@ class Agent:
             identity,
             on_desired=self._reconciler.offer,
             infer=serving.handle,
+            cancel=serving.cancel,
             on_connection=self._connection_changed,
             clock=clock,
         )

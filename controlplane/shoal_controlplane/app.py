@@ -33,13 +33,16 @@ from shoal_controlplane.devices.routes import device_routes
 from shoal_controlplane.devices.service import DeviceService
 from shoal_controlplane.events.log import EventLog
 from shoal_controlplane.events.routes import event_routes
+from shoal_controlplane.gateway.admission import Admission
 from shoal_controlplane.gateway.batch import BatchRunner
 from shoal_controlplane.gateway.dispatch import Dispatcher
 from shoal_controlplane.gateway.http import InferenceApp
+from shoal_controlplane.gateway.overflow import Overflow
+from shoal_controlplane.gateway.pressure import Pressures
 from shoal_controlplane.gateway.router import Router
 from shoal_controlplane.gateway.service import Gateway
 from shoal_controlplane.gateway.table import Pipeline, ServingTable
-from shoal_controlplane.metrics import FleetCollector, registry
+from shoal_controlplane.metrics import FleetCollector, OffloadSources, registry
 from shoal_controlplane.models.artifact_routes import artifact_routes
 from shoal_controlplane.models.artifacts import ArtifactStore
 from shoal_controlplane.models.routes import routes as model_routes
@@ -47,6 +50,8 @@ from shoal_controlplane.models.service import ModelService
 from shoal_controlplane.mqtt.ingress import Ingress
 from shoal_controlplane.mqtt.link import Link
 from shoal_controlplane.mqtt.publisher import GoalPublisher
+from shoal_controlplane.offload.manager import CloudManager
+from shoal_controlplane.offload.pool import CloudPool
 from shoal_controlplane.planner.cuts import cutter
 from shoal_controlplane.planner.partition.solve import solve
 from shoal_controlplane.plans.analyses import Analyses
@@ -59,6 +64,12 @@ from shoal_controlplane.plans.planning import Planner
 from shoal_controlplane.plans.routes import plan_routes
 from shoal_controlplane.plans.shaping import Shaper
 from shoal_controlplane.plans.store import PlanStore
+from shoal_controlplane.targets.changes import announce as announce_targets
+from shoal_controlplane.targets.keeper import TargetKeeper
+from shoal_controlplane.targets.manual import ManualService
+from shoal_controlplane.targets.routes import target_routes
+from shoal_controlplane.targets.service import TargetService
+from shoal_controlplane.targets.store import TargetStore
 from shoal_shared.clock import Clock
 from shoal_shared.topics import Topics
 
@@ -77,16 +88,25 @@ class ControlPlane:
     compiled: CompiledService
     analyses: Analyses
     prober: LinkProber
+    targets: TargetKeeper
+    clouds: CloudManager
+    pressures: Pressures
 
     async def start(self) -> None:
         await self.events.start()
         await self.keeper.start()
         await self.controller.start()
         await self.compiled.start()
+        await self.targets.start()
+        await self.clouds.start()
+        self.pressures.start()
         self.ingress.start()
 
     async def stop(self) -> None:
         self.publisher.stop()
+        await self.pressures.stop()
+        await self.targets.stop()
+        await self.clouds.stop()
         await self.compiled.stop()
         await self.controller.stop()
         await self.analyses.stop()
@@ -101,10 +121,14 @@ def build(
     link: Link,
     *,
     gateway_id: str,
+    url: str,
     clock: Clock = time.monotonic,
     rng: random.Random | None = None,
 ) -> ControlPlane:
-    """Build a control plane over a migrated database and a link that is started afterwards."""
+    """Build a control plane over a migrated database and a link that is started afterwards.
+
+    `url` is where machines elsewhere reach it.
+    """
     topics = Topics(config.fleet)
     events = EventLog(database, time.time)
 
@@ -172,10 +196,26 @@ def build(
     )
     link.on_connection(controller.connection_changed)
     models.subscribe(controller.wake)
-    deployments = DeploymentService(store, controller, models, events, time.time)
     devices = DeviceService(fleet, database, publisher, store.goal_of)
-
     router = Router(rng=rng)
+
+    pool = CloudPool(clock)
+    clouds = CloudManager(pool, clock, changed=announce_targets(events), rng=rng)
+    pressures = Pressures(router, table.all, pool, clock, record=events.append)
+    target_store = TargetStore(database)
+
+    def artifact_url(digest: str) -> str:
+        return f"{url}/artifacts/{digest.replace(':', '/')}"
+
+    targets = TargetKeeper(target_store, table, models, clouds, artifacts.path, artifact_url)
+    table.subscribe(targets.wake)
+    models.subscribe(targets.wake)
+    target_service = TargetService(target_store, clouds, store, events, targets.wake, time.time)
+    by_hand = ManualService(target_store, target_service, store, models, pool, targets.wake, clock)
+    deployments = DeploymentService(
+        store, controller, models, events, time.time, target_service.names, pressures
+    )
+
     dispatcher = Dispatcher(link, topics, gateway_id, router, clock, prober.alive, table.pipelines)
     dispatcher.pipelines.listeners.append(plans.abandoned)
     dispatcher.pipelines.listeners.append(lambda _, device, __: prober.book.forget(device))
@@ -189,12 +229,14 @@ def build(
         clock=clock,
         default_timeout_s=config.default_timeout_s,
         batches=BatchRunner(dispatcher, router, clock, prober.book.down_bytes_per_s),
+        overflow=Overflow(dispatcher, Admission(), pool, pressures, clock),
     )
     collector = FleetCollector(
         gateway.statistics,
         fleet.conditions,
         lambda: dispatcher.in_flight,
         ingress.rejected.total,
+        OffloadSources(clouds.pictures, pressures.all, dispatcher.hedges),
     )
 
     idempotency = Idempotency(database)
@@ -211,6 +253,7 @@ def build(
     api.include_router(compiled_routes(compiled))
     api.include_router(deployment_routes(deployments, idempotency))
     api.include_router(plan_routes(Planner(models, drafter), plans))
+    api.include_router(target_routes(target_service, by_hand, idempotency))
     api.include_router(event_routes(events))
     api.include_router(dashboard_routes())
     _add_health(api, link, registry(collector))
@@ -226,6 +269,9 @@ def build(
         compiled,
         analyses,
         prober,
+        targets,
+        clouds,
+        pressures,
     )
 
 

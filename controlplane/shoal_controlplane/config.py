@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 import tomllib
@@ -30,7 +31,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """`shoal serve`. Ports of 0 mean: any free one. Sizes in bytes, times in seconds.
 
     `broker` is "embedded" or "HOST:PORT"; `database` is an SQLAlchemy URL, empty for
-    SQLite in `data_dir`.
+    SQLite in `data_dir`; `url` is where machines elsewhere reach the control plane, empty where
+    that is where it listens: clouds fetch models from there.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +43,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     mqtt_port: _Port = DEFAULT_MQTT_PORT
     fleet: str = "default"
     database: str = ""
+    url: str = ""
     max_body_bytes: _Count = 64 * 1024 * 1024
     max_model_bytes: _Count = 2 * 1024 * 1024 * 1024
     max_devices: _Count = 20_000
@@ -97,4 +100,15 @@ def load_config(
     except ValueError as error:
         raise ConfigError(f"the settings of the control plane are wrong: {error}") from None
     config.broker_address  # noqa: B018  checked here, so that a wrong one is told at the start
-    return config
+    _check_url(config.url)
+    return msgspec.structs.replace(config, url=config.url.rstrip("/"))
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        known = False
+    if url and (not known or set("{}@?#\\ ") & set(url)):
+        raise ConfigError(f"url {url[:80]!r} is not of the form https://HOST[:PORT]")

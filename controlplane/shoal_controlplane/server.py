@@ -95,7 +95,8 @@ class Server:
         # A name of its own for every process, so that replies never reach an earlier one.
         gateway_id = f"gateway-{secrets.token_hex(4)}"
         link = MqttLink(*address, client_id=f"{config.fleet}-{gateway_id}")
-        plane = build(config, database, link, gateway_id=gateway_id)
+        url = config.url or self.url
+        plane = build(config, database, link, gateway_id=gateway_id, url=url)
         await plane.start()
         stack.push_async_callback(plane.stop)
         await link.start()

@@ -101,8 +101,8 @@ class _RequestHeader(msgspec.Struct, omit_defaults=True):
 
 
 class _ReplyHeader(msgspec.Struct, omit_defaults=True):
-    model_name: str = ""
-    model_version: str = ""
+    model_name: str | None = None
+    model_version: str | None = None
     id: str | None = None
     parameters: dict[str, Any] | None = None
     outputs: list[_TensorHeader] = []
@@ -142,8 +142,8 @@ def decode_reply(body: Buffer, header_length: int | None = None) -> InferReply:
         raise OipError(f"the reply is not a valid inference reply: {error}") from None
     return InferReply(
         _decode_tensors(parsed.outputs, blobs),
-        parsed.model_name,
-        parsed.model_version,
+        parsed.model_name or "",
+        parsed.model_version or "",
         parsed.id,
         parsed.parameters or {},
         parsed.error,
@@ -175,8 +175,8 @@ def encode_reply(reply: InferReply, binary: Sequence[bool] = ()) -> tuple[list[B
     binary = binary or [True] * len(reply.outputs)
     headers, blobs = _encode_tensors(reply.outputs, binary)
     header = _ReplyHeader(
-        reply.model_name,
-        reply.model_version,
+        reply.model_name or None,
+        reply.model_version or None,
         reply.id,
         reply.parameters or None,
         headers,

@@ -17,6 +17,10 @@ _EXPIRY, _RESPONSE_TOPIC, _CORRELATION, _USER = 0x02, 0x08, 0x09, 0x26
 _U16 = struct.Struct("!H")
 _U32 = struct.Struct("!I")
 
+CANCEL = "Shoal-Cancel"
+"""The user property of a message without payload on a device's topic for requests: whoever sent
+the request of the same response topic and correlation data waits for it no more."""
+
 # How long the value of every other property that a PUBLISH may carry is: payload format,
 # content type, subscription identifier, topic alias.
 _SKIP: dict[int, str] = {0x01: "byte", 0x03: "string", 0x0B: "varint", 0x23: "u16"}

@@ -23,7 +23,7 @@ from shoal_agent.config import AgentConfig
 from shoal_agent.service.logs import setup_logging
 from shoal_simulators.boards import VirtualBoard
 from shoal_simulators.paced import paced_registry
-from shoal_simulators.spec import SpecError, VirtualDevice, parse_fleet
+from shoal_simulators.spec import SpecError, VirtualDevice, parse_fleet, slowed
 
 
 def build_fleet(
@@ -73,11 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--server", default="http://127.0.0.1:8080")
     parser.add_argument("--fleet", default="default")
     parser.add_argument("--state-dir", type=Path, required=True)
+    parser.add_argument(
+        "--speed", type=float, default=1.0, help="of all boards, as a part of what they have"
+    )
     parser.add_argument("--log-level", default="warning")
     options = parser.parse_args(arguments)
     setup_logging(options.log_level)
     try:
-        devices = parse_fleet(options.spec)
+        devices = slowed(parse_fleet(options.spec), options.speed)
         agents = build_fleet(
             devices,
             broker=options.broker,

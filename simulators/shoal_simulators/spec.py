@@ -14,7 +14,9 @@ from shoal_simulators.profiles import PROFILES, BoardProfile
 MAX_DEVICES = 1000
 MAX_MEMORY_MB = 1_000_000
 
-_KEYS = ("board", "name", "count", "labels", "memory_mb")
+MIN_SPEED = 0.001
+
+_KEYS = ("board", "name", "count", "labels", "memory_mb", "speed")
 
 
 class SpecError(Exception):
@@ -23,28 +25,34 @@ class SpecError(Exception):
 
 @dataclass(frozen=True)
 class VirtualDevice:
-    """One virtual board: its name, the key of its profile, its labels, and its memory where that
-    is not the profile's."""
+    """One virtual board: its name, the key of its profile, its labels, its memory where that is
+    not the profile's, and its speed as a part of the profile's."""
 
     name: str
     board: str
     labels: dict[str, str] = field(default_factory=dict)
     memory_mb: int | None = None
+    speed: float = 1.0
 
     @property
     def profile(self) -> BoardProfile:
         """What it is like."""
         profile = PROFILES[self.board]
-        if self.memory_mb is None:
-            return profile
-        return replace(profile, memory_bytes=self.memory_mb * 1_000_000)
+        if self.memory_mb is not None:
+            profile = replace(profile, memory_bytes=self.memory_mb * 1_000_000)
+        return replace(
+            profile,
+            intercept_ms=profile.intercept_ms / self.speed,
+            slope_ms=profile.slope_ms / self.speed,
+        )
 
 
 def parse_fleet(text: str) -> list[VirtualDevice]:
     """Devices of a specification, or of the TOML file that it names. Raises `SpecError`.
 
-    A file holds tables `[[device]]` with `board`, and optionally `name`, `count`, `labels` and
-    `memory_mb`, the memory of a board that has less or more than its kind, in 10^6 bytes.
+    A file holds tables `[[device]]` with `board`, and optionally `name`, `count`, `labels`,
+    `memory_mb`, the memory of a board that has less or more than its kind, in 10^6 bytes, and
+    `speed`, the part of its kind's speed that a board in a lower power mode has.
     """
     if text.endswith(".toml"):
         return _from_file(Path(text))
@@ -53,8 +61,16 @@ def parse_fleet(text: str) -> list[VirtualDevice]:
         board, sep, count = part.partition("=")
         if sep and not (count.isascii() and count.isdigit()):
             raise SpecError(f"{part!r} is not of the form BOARD=COUNT, such as ascend-310=1")
-        devices += _boards(board.strip(), int(count) if sep else 1, None, {}, None, len(devices))
+        made = _boards(board.strip(), int(count) if sep else 1, None, len(devices))
+        devices += [VirtualDevice(name, key) for name, key in made]
     return _checked(devices)
+
+
+def slowed(devices: list[VirtualDevice], speed: float) -> list[VirtualDevice]:
+    """The same boards with `speed` times the speed they have. Raises `SpecError`."""
+    if not MIN_SPEED <= speed <= 1:
+        raise SpecError(f"boards cannot have {speed:g} of their speed: {MIN_SPEED} to 1")
+    return [replace(device, speed=device.speed * speed) for device in devices]
 
 
 def _from_file(path: Path) -> list[VirtualDevice]:
@@ -76,7 +92,16 @@ def _from_file(path: Path) -> list[VirtualDevice]:
                 f"the [[device]] with board {board!r} of {path} has {memory!r} as memory_mb: "
                 f"use a whole number from 1 to {MAX_MEMORY_MB}"
             )
-        devices += _boards(str(board), count, name, labels, memory, len(devices))
+        speed = table.get("speed", 1.0)
+        if type(speed) not in (int, float) or not MIN_SPEED <= speed <= 1:
+            raise SpecError(
+                f"the [[device]] with board {board!r} of {path} has {speed!r} as speed: "
+                f"use a number from {MIN_SPEED} to 1"
+            )
+        devices += [
+            VirtualDevice(made, key, labels, memory, float(speed))
+            for made, key in _boards(str(board), count, name, len(devices))
+        ]
     return _checked(devices)
 
 
@@ -86,20 +111,13 @@ def _is_labels(labels: Any) -> bool:
     )
 
 
-def _boards(
-    board: str,
-    count: int,
-    name: str | None,
-    labels: dict[str, str],
-    memory_mb: int | None,
-    already: int,
-) -> list[VirtualDevice]:
+def _boards(board: str, count: int, name: str | None, already: int) -> list[tuple[str, str]]:
+    """Name and profile of each of `count` boards."""
     if board not in PROFILES:
         raise SpecError(f"no board is called {board!r}; there are {', '.join(sorted(PROFILES))}")
     if already + count > MAX_DEVICES:
         raise SpecError(f"a simulated fleet has at most {MAX_DEVICES} devices")
-    names = [name] if name else [f"{board}-{i + 1}" for i in range(count)]
-    return [VirtualDevice(n, board, labels, memory_mb) for n in names]
+    return [(n, board) for n in ([name] if name else [f"{board}-{i + 1}" for i in range(count)])]
 
 
 def _checked(devices: list[VirtualDevice]) -> list[VirtualDevice]:

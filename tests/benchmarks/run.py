@@ -17,7 +17,20 @@ sys.path[:0] = [str(ROOT / "tests" / "benchmarks"), str(ROOT / "tests")]
 from shoal_bench import report  # noqa: E402
 from shoal_bench.figures import Result, figures_table, load, render, save  # noqa: E402
 
-NAMES = ("router", "gateway", "agent", "runtimes", "split", "plan", "pipeline", "batch", "failover")
+NAMES = (
+    "router",
+    "gateway",
+    "agent",
+    "runtimes",
+    "split",
+    "plan",
+    "pipeline",
+    "batch",
+    "failover",
+    "overload",
+    "offload",
+    "slow",
+)
 RESULTS = ROOT / "build" / "bench"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 

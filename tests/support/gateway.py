@@ -21,7 +21,7 @@ from shoal_controlplane.gateway.table import Pipeline, Replica, ServedModel, Ser
 from shoal_shared import oip
 from shoal_shared.oip import InferReply, InferRequest, RequestedOutput, Tensor
 from shoal_shared.profiles import Profile, fit
-from shoal_shared.publish import Handler, Message, PublishProperties, decode_publish
+from shoal_shared.publish import CANCEL, Handler, Message, PublishProperties, decode_publish
 from shoal_shared.signature import ModelSignature, TensorSpec
 from shoal_shared.status import InferCode
 from shoal_shared.topics import DeviceTopic, Topics
@@ -40,11 +40,13 @@ class Sent:
 
 
 class DeviceLink:
-    """Keeps requests that were sent and hands them to `on_sent`; `answer` lets a device reply."""
+    """Keeps requests that were sent and hands them to `on_sent`; `answer` lets a device reply.
+    `cancelled` are those that devices were told to drop."""
 
     def __init__(self) -> None:
         self.connected = True
         self.sent: list[Sent] = []
+        self.cancelled: list[Sent] = []
         self.on_sent: Callable[[Sent], None] | None = None
         self._handlers: dict[str, Handler] = {}
 
@@ -69,12 +71,26 @@ class DeviceLink:
         name = topic.encode()
         packet = len(name).to_bytes(2, "big") + name + properties.pack() + payload
         message = decode_publish(0, packet)
+        if CANCEL in message.user_properties:
+            assert (payload, message.expiry_s) == (b"", 1)
+            self.cancelled.append(self._named_by(message))
+            return True
         length = int(message.user_properties[oip.HEADER_LENGTH])
         sent = Sent(_place(message.topic), oip.decode_request(message.payload, length), message)
         self.sent.append(sent)
         if self.on_sent is not None:
             asyncio.get_running_loop().call_soon(self.on_sent, sent)
         return True
+
+    def _named_by(self, cancel: Message) -> Sent:
+        """The request that a cancel is about, sent to the same device."""
+        key = (cancel.topic, cancel.response_topic, cancel.correlation)
+        (sent,) = [
+            s
+            for s in self.sent
+            if (s.message.topic, s.message.response_topic, s.message.correlation) == key
+        ]
+        return sent
 
     def deliver(self, sent: Sent, payload: bytes, **changes: Any) -> None:
         """Anything at all as the reply to a request."""

@@ -175,6 +175,7 @@ class Device:
             Identity(name, "boot"),
             on_desired=lambda _: None,
             infer=lambda *_: None,
+            cancel=lambda _: None,
             on_connection=lambda _: None,
             clock=clock,
         )

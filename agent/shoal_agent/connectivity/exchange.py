@@ -34,6 +34,11 @@ class Exchange:
     """The topic of the gateway's replies."""
     correlation: bytes | None
 
+    @property
+    def key(self) -> tuple[str, bytes] | None:
+        """What a cancel names the request by; None where it has nothing of its own."""
+        return None if self.correlation is None else (self.gateway, self.correlation)
+
     def reply(self, buffers: list[Buffer], header_length: int | None) -> None:
         """Answer the gateway."""
         self._send(self.gateway, buffers, header_length)

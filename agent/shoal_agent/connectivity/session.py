@@ -23,7 +23,7 @@ from shoal_shared.messages import (
     encode_document,
 )
 from shoal_shared.oip import HEADER_LENGTH
-from shoal_shared.publish import Message
+from shoal_shared.publish import CANCEL, Message
 from shoal_shared.status import Presence
 from shoal_shared.tensors import Buffer
 from shoal_shared.topics import DeviceTopic, Topics
@@ -33,7 +33,8 @@ log = logging.getLogger("session")
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
 
 Reply = Callable[[list[Buffer], "int | None"], None]
-Infer = Callable[[bytes, "int | None", "float | None", Reply], None]
+Key = tuple[str, bytes]
+Infer = Callable[[bytes, "int | None", "float | None", Reply, "Key | None"], None]
 ExchangeHandler = Callable[[Exchange], None]
 
 
@@ -41,7 +42,8 @@ class DeviceSession:
     """Speaks the topics of one device over a transport.
 
     `on_desired` receives every readable goal document, `infer` every request as
-    `InferenceService.handle` takes it; `on_connection` is called with True after each
+    `InferenceService.handle` takes it, and `cancel` the response topic and correlation data of
+    each that nobody waits for any more; `on_connection` is called with True after each
     (re)connect, to publish the present state, and with False after each loss.
     """
 
@@ -53,6 +55,7 @@ class DeviceSession:
         *,
         on_desired: Callable[[Desired], None],
         infer: Infer,
+        cancel: Callable[[Key], None],
         on_connection: Callable[[bool], None],
         clock: Clock,
     ) -> None:
@@ -61,6 +64,7 @@ class DeviceSession:
         self._identity = identity
         self._on_desired = on_desired
         self._infer = infer
+        self._cancel = cancel
         self._on_connection = on_connection
         self._clock = clock
         transport.set_will(self._topic(DeviceTopic.STATUS), self._status(Presence.OFFLINE))
@@ -130,10 +134,19 @@ class DeviceSession:
         self._on_desired(desired)
 
     def _handle_infer(self, message: Message) -> None:
+        if CANCEL in message.user_properties:
+            # Whatever it names, nothing is answered to it.
+            if message.response_topic and message.correlation and not message.retain:
+                self._cancel((message.response_topic, message.correlation))
+            return
         exchange = self._exchange(message)
         if exchange is not None:
             self._infer(
-                exchange.payload, exchange.header_length, exchange.expires_at, exchange.reply
+                exchange.payload,
+                exchange.header_length,
+                exchange.expires_at,
+                exchange.reply,
+                exchange.key,
             )
 
     def _handle_request(self, handler: ExchangeHandler, message: Message) -> None:

@@ -38,6 +38,10 @@ class Refusal:
     error: str
 
 
+Key = tuple[str, bytes]
+"""What names a request to whoever may cancel it: the topic of its answer, which is its gateway's
+own, and the correlation data."""
+
 Done = Callable[["Answer | Refusal"], None]
 """Takes what became of a request, on the event loop. It may raise `TensorError` for outputs that
 cannot be used, and is then called once more, with a refusal that says so."""
@@ -45,10 +49,12 @@ cannot be used, and is then called once more, with a refusal that says so."""
 
 @dataclass(slots=True, eq=False)
 class Pending(Entry):
-    """A request that was accepted; `done` is told what became of it."""
+    """A request that was accepted; `done` is told what became of it, unless it is withdrawn."""
 
     request: InferRequest
     done: Done
+    key: Key | None = None
+    withdrawn: bool = False
 
     @property
     def inputs(self) -> dict[str, Array]:
@@ -101,6 +107,7 @@ def accept(
     now: float,
     deadline: float,
     done: Done,
+    key: Key | None = None,
 ) -> Pending:
     """Check a request; raises `OipError` naming what was expected."""
     items = check_request(request, contract.signature, contract.max_batch)
@@ -108,7 +115,7 @@ def accept(
     # A request without items is counted as one, so it runs alone.
     if contract.max_batch and request.inputs[0].data.shape[0]:
         kind = _shapes(request, contract.signature) if contract.shapes_vary else ()
-    return Pending(number, items, kind, now, deadline, request, done)
+    return Pending(number, items, kind, now, deadline, request, done, key)
 
 
 def answer(

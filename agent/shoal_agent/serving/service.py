@@ -30,6 +30,7 @@ from shoal_agent.serving.records import NoRecords, Records
 from shoal_agent.serving.request import (
     Answer,
     Done,
+    Key,
     Pending,
     Refusal,
     Reply,
@@ -169,12 +170,18 @@ class InferenceService:
                 await self._retire(resident)
 
     def handle(
-        self, payload: bytes, header_length: int | None, expires_at: float | None, reply: Reply
+        self,
+        payload: bytes,
+        header_length: int | None,
+        expires_at: float | None,
+        reply: Reply,
+        key: Key | None = None,
     ) -> None:
         """Take a request: an Open Inference Protocol request with the model in its header.
 
         `expires_at` is a reading of the clock. `reply` is called once, now or later, on the
-        event loop. Nothing in `payload` makes this raise.
+        event loop, unless the request is cancelled by its `key`. Nothing in `payload` makes this
+        raise.
         """
         try:
             request = oip.decode_request(payload, header_length)
@@ -185,18 +192,28 @@ class InferenceService:
         if request.model_name == LINK_MODEL:
             answer_probe(request, reply, len(payload), self.depth)
         else:
-            self.submit(request, expires_at, partial(self._reply, request, reply))
+            self.submit(request, expires_at, partial(self._reply, request, reply), key)
 
-    def submit(self, request: InferRequest, expires_at: float | None, done: Done) -> None:
+    def cancel(self, key: Key) -> None:
+        """Do not compute a request, nor answer it, if it has not begun; else nothing changes."""
+        self._scheduler.cancel(key)
+
+    def submit(
+        self,
+        request: InferRequest,
+        expires_at: float | None,
+        done: Done,
+        key: Key | None = None,
+    ) -> None:
         """Compute a request of the model that it names; `done` is called now or later.
 
         It expires at the earlier of `expires_at`, a reading of the clock, and its `timeout`.
         """
         now = self._clock()
-        key = f"{request.model_name}:{request.model_version}"
-        resident = self._models.get(key)
+        name = f"{request.model_name}:{request.model_version}"
+        resident = self._models.get(name)
         if resident is None:
-            done(Refusal(InferCode.NOT_FOUND, f"this device does not serve {key[:140]}"))
+            done(Refusal(InferCode.NOT_FOUND, f"this device does not serve {name[:140]}"))
             return
         try:
             deadline = deadline_of(request.parameters, now, expires_at)
@@ -207,12 +224,13 @@ class InferenceService:
                 now=now,
                 deadline=deadline,
                 done=done,
+                key=key,
             )
         except OipError as error:
             self._fail(resident, done, InferCode.INVALID, str(error))
             return
         if len(resident.waiting) >= self._max_depth:
-            text = f"{self._max_depth} requests to {key} are waiting on this device already"
+            text = f"{self._max_depth} requests to {name} are waiting on this device already"
             self._fail(resident, done, InferCode.OVERLOADED, text)
             return
         self._scheduler.add(resident, pending)

@@ -69,6 +69,14 @@ def create_deployment(
     slo_ms: Annotated[
         float | None, typer.Option("--slo-ms", help="Answer within so many milliseconds.")
     ] = None,
+    offload: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--offload",
+            metavar="TARGET",
+            help="A target that takes what devices cannot answer in time, repeatable.",
+        ),
+    ] = None,
     require_accelerator: Annotated[
         bool,
         typer.Option("--require-accelerator", help="Fail rather than run on the CPU."),
@@ -110,6 +118,7 @@ def create_deployment(
         "shards": shards.stage_count(stages),
         "objective": objective.value if objective else None,
         "shapes": shards.shapes(shape or []) or None,
+        "offload": [checked_name(target) for target in offload or []] or None,
     }
     given = {key: value for key, value in body.items() if value is not None}
     with Client(server) as client:
@@ -222,7 +231,7 @@ def _sentence(deployment: Deployment) -> str:
 def _overview(deployments: list[Deployment]) -> list[Block]:
     if not deployments:
         return ["no deployments: make one with `shoal deployment create MODEL`"]
-    header = ("DEPLOYMENT", "MODEL", "STATE", "READY", "SHARDS", "SELECT", "REASON")
+    header = ("DEPLOYMENT", "MODEL", "STATE", "READY", "SHARDS", "SELECT", "OFFLOAD", "REASON")
     rows = [
         (
             deployment.name,
@@ -231,7 +240,8 @@ def _overview(deployments: list[Deployment]) -> list[Block]:
             f"{deployment.ready}/{deployment.wanted}{' (all)' if deployment.all else ''}",
             str(deployment.shards) if deployment.sharded else NONE,
             _pairs(deployment.select) or NONE,
-            deployment.reason or _on_cpu(deployment) or NONE,
+            ", ".join(deployment.offload) or NONE,
+            deployment.reason or _pressure(deployment) or _on_cpu(deployment) or NONE,
         )
         for deployment in deployments
     ]
@@ -253,6 +263,8 @@ def _details(deployment: Deployment, plan: ActivePlan | None) -> list[Block]:
                 ("accelerator", "required" if deployment.require_accelerator else ""),
                 ("options", _options(deployment.options)),
                 ("answer in", units.milliseconds(deployment.slo_ms) if deployment.slo_ms else ""),
+                ("offload", ", ".join(deployment.offload)),
+                ("load", State(_load(deployment))),
                 ("created", units.local(deployment.created_at)),
             ]
         )
@@ -331,6 +343,16 @@ def _measured(rows: list[Measured]) -> list[Block]:
         for row in rows
     ]
     return ["Measured so far, by board:", Table(header, table)]
+
+
+def _load(deployment: Deployment) -> str:
+    return deployment.saturation.sentence if deployment.saturation else ""
+
+
+def _pressure(deployment: Deployment) -> str:
+    """How full the devices are, where that is worth a word."""
+    saturation = deployment.saturation
+    return saturation.sentence if saturation and saturation.level != "calm" else ""
 
 
 def _on_cpu(deployment: Deployment) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import enum
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shoal_controlplane.cli import units
+from shoal_controlplane.cli.asking import (
+    DEFAULT_TIMEOUT_MS,
+    ask,
+    input_files,
+    load_tensors,
+    outputs,
+)
 from shoal_controlplane.cli.client import Client
 from shoal_controlplane.cli.errors import CliError
 from shoal_controlplane.cli.options import (
@@ -28,9 +35,20 @@ if TYPE_CHECKING:
     from shoal_controlplane.models.card import ModelCard
     from shoal_shared.oip import InferReply, Tensor
 
-DEFAULT_TIMEOUT_MS = 30_000
-GRACE_S = 5.0
-"""Longer than the gateway takes to say that the time is over."""
+
+class Priority(str, enum.Enum):
+    """Whose requests go first where not all can be answered in time."""
+
+    INTERACTIVE = "interactive"
+    """Somebody waits for the answer."""
+    STANDARD = "standard"
+    """As requests that do not say."""
+    BULK = "bulk"
+    """It can wait for all others."""
+
+
+PRIORITIES = {Priority.INTERACTIVE: 1, Priority.STANDARD: 2, Priority.BULK: 3}
+"""As the request's parameter `priority`."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +95,14 @@ def infer(
             "--timeout-ms", min=1, max=3_600_000, help="Answer each request within this time."
         ),
     ] = DEFAULT_TIMEOUT_MS,
+    priority: Annotated[
+        Priority | None,
+        typer.Option(
+            "--priority",
+            help="Who goes first when the fleet is full; a folder is bulk, else standard.",
+            show_choices=True,
+        ),
+    ] = None,
     save: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="Save the outputs as .npy here.")
     ] = None,
@@ -90,7 +116,10 @@ def infer(
         raise typer.BadParameter("--output goes with one request: name an --output-file.")
     if batch_dir is None and output_file is not None:
         raise typer.BadParameter("--output-file goes with --batch-dir.")
-    files = _input_files(inputs or [])
+    files = input_files(inputs or [])
+    # A folder is work that can wait for everybody else's.
+    rank = priority or (Priority.BULK if batch_dir is not None else None)
+    parameters = {} if rank is None else {"priority": PRIORITIES[rank]}
     name, wanted = model_reference(model)
     with Client(server) as client:
         version = _version(client, name, wanted)
@@ -98,27 +127,17 @@ def infer(
         if batch_dir is not None:
             from shoal_controlplane.cli.batchdir import run_folder
 
-            def ask(tensors: list[Tensor]) -> InferReply:
-                return _ask(client, version, Question(tensors), timeout_ms)[0]
+            def answer_of(tensors: list[Tensor]) -> InferReply:
+                return ask(client, _path(version), tensors, timeout_ms, parameters)[0]
 
-            run_folder(batch_dir, output_file, version, card, ask, output)
+            run_folder(batch_dir, output_file, version, card, answer_of, output)
             return
         question = _question(version, card, image, text, files)
-        reply, took_s = _ask(client, version, question, timeout_ms)
+        reply, took_s = ask(client, _path(version), question.inputs, timeout_ms, parameters)
     answer = None
     if card is not None:
         answer = _answer(card, reply, question)
     _print(reply, answer, took_s, save, output)
-
-
-def _input_files(texts: list[str]) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for text in texts:
-        name, sign, file = text.partition("=@")
-        if not (name and sign and file):
-            raise typer.BadParameter(f"{text[:80]!r} is not of the form NAME=@FILE.npy.")
-        files[name] = Path(file)
-    return files
 
 
 def _version(client: Client, name: str, version: str | None) -> ModelVersion:
@@ -149,16 +168,12 @@ def _question(
     text: str | None,
     files: dict[str, Path],
 ) -> Question:
-    from shoal_controlplane.cli.tensorfiles import load_tensor
     from shoal_controlplane.models.media import image_to_tensor, load_picture, text_to_tensor
     from shoal_shared.oip import Tensor
     from shoal_shared.tensors import datatype_of
 
-    datatypes = {spec.name: spec.datatype for spec in version.signature.inputs}
     if files:
-        return Question(
-            [load_tensor(name, path, datatypes.get(name)) for name, path in files.items()]
-        )
+        return Question(load_tensors(version, files))
     if card is None:
         raise CliError(
             f"{version.name}:{version.version} has no model card that says how a picture or text "
@@ -173,31 +188,8 @@ def _question(
     return Question([Tensor(n, datatype_of(array), array) for n, array in arrays.items()], picture)
 
 
-def _ask(
-    client: Client, version: ModelVersion, question: Question, timeout_ms: int
-) -> tuple[InferReply, float]:
-    """The reply, and the seconds it took from here."""
-    from shoal_shared import oip
-
-    request = oip.InferRequest(question.inputs, parameters={"binary_data_output": True})
-    buffers, length = oip.encode_request(request)
-    headers = {
-        "Content-Type": "application/octet-stream",
-        oip.HEADER_LENGTH: str(length),
-        "Shoal-Timeout-Ms": str(timeout_ms),
-    }
-    path = f"/v2/models/{version.name}/versions/{version.version}/infer"
-    started = time.perf_counter()
-    body, reply_headers = client.post_bytes(
-        path, b"".join(buffers), headers, timeout_ms / 1000 + GRACE_S
-    )
-    took_s = time.perf_counter() - started
-    size = reply_headers.get(oip.HEADER_LENGTH.lower())
-    try:
-        reply = oip.decode_reply(body, int(size) if size is not None else None)
-    except ValueError as error:
-        raise CliError(f"the gateway's reply cannot be read ({error})") from None
-    return reply, took_s
+def _path(version: ModelVersion) -> str:
+    return f"/v2/models/{version.name}/versions/{version.version}/infer"
 
 
 def _answer(card: ModelCard, reply: InferReply, question: Question) -> Answer | None:
@@ -213,25 +205,18 @@ def _answer(card: ModelCard, reply: InferReply, question: Question) -> Answer | 
 def _print(
     reply: InferReply, answer: Answer | None, took_s: float, folder: Path | None, output: Format
 ) -> None:
-    from shoal_controlplane.cli.tensorfiles import as_document, brief, save_tensors
-
-    saved = save_tensors(reply.outputs, folder) if folder is not None else []
-    device = str(reply.parameters.get("device", "a device"))
+    place = str(reply.parameters.get("device") or "a device")
     document: dict[str, Any] = {
         "model": reply.model_name,
         "version": reply.model_version,
-        "device": device,
+        "device": place,
         "milliseconds": round(took_s * 1000, 3),
     }
+    if target := str(reply.parameters.get("target") or ""):
+        document["device"], document["target"] = None, target
+        place = f"target {target}"
     if answer is not None:
         document["answer"] = asdict(answer)
-        lines = answer.lines()
-    else:
-        lines = [brief(tensor) for tensor in reply.outputs]
-    if saved:
-        document["saved"] = [str(path) for path in saved]
-        lines = [*lines, *(f"saved {path}" for path in saved)]
-    elif answer is None:
-        document["outputs"] = [as_document(tensor) for tensor in reply.outputs]
-    lines.append(f"answered by {device} in {units.milliseconds(took_s * 1000)}")
+    lines = outputs(reply.outputs, folder, document, answer.lines() if answer else None)
+    lines.append(f"answered by {place} in {units.milliseconds(took_s * 1000)}")
     emit(output, document, lambda: lines)

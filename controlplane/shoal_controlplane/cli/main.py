@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Entry point."""
     try:
-        from shoal_controlplane.cli import deployment, device, infer, model, plan, serve, up
+        from shoal_controlplane.cli import deployment, device, infer, model, plan, serve, target, up
         from shoal_controlplane.cli.root import make_app, run
     except ModuleNotFoundError as error:
         # The bare install is the device agent; the command comes with it all the same.
@@ -17,4 +17,9 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(1)
-    run(make_app(module.register for module in (up, serve, device, model, deployment, plan, infer)))
+    run(
+        make_app(
+            module.register
+            for module in (up, serve, device, model, deployment, plan, target, infer)
+        )
+    )

@@ -35,6 +35,13 @@ _COLOURS = {
     "fetching": "cyan",
     "loading": "cyan",
     "profiling": "cyan",
+    "connecting": "cyan",
+    "deploying": "cyan",
+    "warming": "cyan",
+    "over_budget": "yellow",
+    "ejected": "red",
+    "rising": "yellow",
+    "saturated": "red",
 }
 _STATE = re.compile(r"\b(" + "|".join(_COLOURS) + r")\b")
 _GAP = 2

@@ -70,3 +70,10 @@ def age(moment: datetime, now: datetime) -> str:
 def local(moment: datetime) -> str:
     """Date and time of this machine's zone, to the second."""
     return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def money(amount: float) -> str:
+    """An amount of whatever currency, with at least three figures: 0, 1.20, 0.00042."""
+    if amount == 0:
+        return "0"
+    return f"{amount:.2f}" if abs(amount) >= 0.995 else f"{amount:.3g}"

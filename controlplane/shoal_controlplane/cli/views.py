@@ -155,6 +155,13 @@ class Measured(msgspec.Struct, kw_only=True):
     accelerated: float | None = None
 
 
+class Saturation(msgspec.Struct, kw_only=True):
+    """How full the devices of a model are."""
+
+    level: str
+    sentence: str
+
+
 class Deployment(msgspec.Struct, kw_only=True):
     """A deployment; `replicas` is None where `all` is true."""
 
@@ -174,6 +181,8 @@ class Deployment(msgspec.Struct, kw_only=True):
     shards: int | Literal["auto"] | None = None
     objective: str = ""
     shapes: dict[str, tuple[int, ...]] = {}
+    offload: tuple[str, ...] = ()
+    saturation: Saturation | None = None
     reason: str = ""
     placements: tuple[Placement, ...] = ()
 

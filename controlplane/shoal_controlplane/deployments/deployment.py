@@ -22,6 +22,9 @@ class Deployment:
     With `shards` the model is cut into so many stages over several devices, `AUTO` where the
     planner chooses; then `replicas` counts for nothing, `objective` says what the plan is to be
     best in, and `shapes` are those of the inputs that it is made for.
+
+    Requests are to be answered within `slo_ms`; the targets that `offload` names take what devices
+    cannot answer in time.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Deployment:
     shards: int | None = None
     objective: Objective = Objective.THROUGHPUT
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    offload: tuple[str, ...] = ()
 
     @property
     def key(self) -> ModelKey:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -132,10 +133,12 @@ def served_models(
 
     `asked` holds the number of the goal with which a device was last asked for a model: what it
     reported before that may be about to be unloaded. `pipelines` are those of sharded deployments
-    that are ready, in the order in which they are to be used.
+    that are ready, in the order in which they are to be used. Where several deployments have a
+    model, its least `slo_ms` and all their targets count.
     """
     deployments = list(deployments)
     deployed = {d.key for d in deployments}
+    slos, targets = _slos(deployments), _targets(deployments)
     sharded = {d.key for d in deployments if d.shards is not None}
     names = {model for model, _ in deployed}
     replicas: dict[ModelKey, list[Replica]] = {}
@@ -168,10 +171,27 @@ def served_models(
             ),
             labels=model.labels,
             sharded=key in sharded,
+            slo_ms=slos.get(key),
+            offload=targets.get(key, ()),
         )
         for key, model in sorted(models.items())
         if key in deployed or key in replicas or key in pipelines
     ]
+
+
+def _slos(deployments: Iterable[Deployment]) -> dict[ModelKey, float]:
+    found: dict[ModelKey, float] = {}
+    for deployment in deployments:
+        if deployment.slo_ms is not None:
+            found[deployment.key] = min(deployment.slo_ms, found.get(deployment.key, math.inf))
+    return found
+
+
+def _targets(deployments: Iterable[Deployment]) -> dict[ModelKey, tuple[str, ...]]:
+    found: dict[ModelKey, dict[str, None]] = {}
+    for deployment in deployments:
+        found.setdefault(deployment.key, {}).update(dict.fromkeys(deployment.offload))
+    return {key: tuple(names) for key, names in found.items()}
 
 
 def _device_view(

@@ -30,6 +30,7 @@ PREFIX = "/api/v1/deployments"
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 Replicas = Annotated[int, Field(ge=1, le=100_000)]
 Label = Annotated[str, Field(max_length=128, pattern=r"^[^\x00-\x1f]*$")]
+Offload = Annotated[list[Name], Field(max_length=16)]
 Select = Annotated[dict[Label, Label], Field(max_length=16)]
 
 
@@ -39,7 +40,8 @@ class DeploymentRequest(BaseModel):
     With `require_accelerator` a replica fails rather than runs on the CPU; `options` go to the
     runtime. `shards` cuts the model into so many stages over several devices, "auto" lets the
     planner choose how many; then `objective` is what the plan is to be best in (throughput by
-    default), and `shapes` are sizes of inputs that the model leaves open.
+    default), and `shapes` are sizes of inputs that the model leaves open. `offload` names targets
+    that take what devices cannot answer within `slo_ms`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -57,10 +59,11 @@ class DeploymentRequest(BaseModel):
     shards: Shards | None = None
     objective: Objective | None = None
     shapes: Shapes | None = None
+    offload: Offload = []
 
 
 class DeploymentPatch(BaseModel):
-    """What to change; `select` replaces the present one."""
+    """What to change; `select` and `offload` replace the present ones."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -69,6 +72,7 @@ class DeploymentPatch(BaseModel):
     version: Name | None = None
     select: Select | None = None
     require_accelerator: bool | None = None
+    offload: Offload | None = None
 
 
 def deployment_routes(service: DeploymentService, idempotency: Idempotency) -> APIRouter:
@@ -102,6 +106,7 @@ def deployment_routes(service: DeploymentService, idempotency: Idempotency) -> A
                     shards=AUTO if new.shards == "auto" else new.shards,
                     objective=new.objective or Objective.THROUGHPUT,
                     shapes=shape_hints(new.shapes or {}),
+                    offload=tuple(new.offload),
                 )
             )
             headers = {"Location": f"{PREFIX}/{view.name}", "ETag": etag(view.revision)}
@@ -131,7 +136,7 @@ def deployment_routes(service: DeploymentService, idempotency: Idempotency) -> A
     async def change_deployment(
         name: str, change: DeploymentPatch, response: Response, if_match: IfMatch = None
     ) -> DeploymentView:
-        """Change replicas, version, selector or whether an accelerator is required."""
+        """Change replicas, version, selector, targets, or whether an accelerator is required."""
         view = await service.edit(
             name,
             DeploymentChange(
@@ -140,6 +145,7 @@ def deployment_routes(service: DeploymentService, idempotency: Idempotency) -> A
                 change.version,
                 change.select,
                 change.require_accelerator,
+                None if change.offload is None else tuple(change.offload),
             ),
             if_match,
         )

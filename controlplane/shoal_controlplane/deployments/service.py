@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -21,6 +21,7 @@ from shoal_controlplane.deployments.views import (
 )
 from shoal_controlplane.errors import ConflictError, InvalidError, NotFoundError
 from shoal_controlplane.events.log import EventLog
+from shoal_controlplane.gateway.saturation import Picture
 from shoal_controlplane.models.version import ModelVersion
 from shoal_controlplane.planner.partition.problem import Objective
 from shoal_shared.names import NAME_RULE, is_name
@@ -34,7 +35,7 @@ MAX_NAME = 64
 class NewDeployment:
     """What to create. Without a `name` it gets the model's; without a `version` the newest;
     `replicas` None means every device that fits. With `require_accelerator` a replica fails
-    rather than runs on the CPU. `shards`, `objective` and `shapes` as in `Deployment`."""
+    rather than runs on the CPU. The rest is as in `Deployment`."""
 
     model: str
     version: str | None = None
@@ -48,6 +49,7 @@ class NewDeployment:
     shards: int | None = None
     objective: Objective = Objective.THROUGHPUT
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    offload: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,19 @@ class DeploymentChange:
     version: str | None = None
     select: Mapping[str, str] | None = None
     require_accelerator: bool | None = None
+    offload: tuple[str, ...] | None = None
+
+
+class Pressures(Protocol):
+    """How full the devices of a model are, as `gateway.pressure.Pressures` has it."""
+
+    def of(self, model: str, version: str) -> Picture:
+        """The picture of a model; a calm one where nothing is known."""
 
 
 class DeploymentService:
-    """Rules of deployments over store and controller."""
+    """Rules of deployments over store and controller. `targets` are the names of those that there
+    are."""
 
     def __init__(
         self,
@@ -71,12 +82,16 @@ class DeploymentService:
         models: Models,
         events: EventLog,
         wall: Callable[[], float],
+        targets: Callable[[], Collection[str]] = tuple,
+        pressures: Pressures | None = None,
     ) -> None:
         self._store = store
         self._controller = controller
         self._models = models
         self._events = events
         self._wall = wall
+        self._targets = targets
+        self._pressures = pressures
 
     def view(self, name: str) -> DeploymentView:
         """One deployment. Raises `NotFoundError`."""
@@ -145,6 +160,7 @@ class DeploymentService:
                 shards=new.shards,
                 objective=new.objective,
                 shapes=dict(new.shapes),
+                offload=self._offload(new.offload),
             )
             _check_size(deployment, model)
             await self._store.put(deployment)
@@ -173,6 +189,9 @@ class DeploymentService:
                     before.require_accelerator
                     if change.require_accelerator is None
                     else change.require_accelerator
+                ),
+                offload=(
+                    before.offload if change.offload is None else self._offload(change.offload)
                 ),
             )
             if after == before:
@@ -204,7 +223,19 @@ class DeploymentService:
         return deployment
 
     def _shown(self, deployment: Deployment) -> DeploymentView:
-        return deployment_view(deployment, self._controller.summary(deployment))
+        pressures, (model, version) = self._pressures, deployment.key
+        picture = pressures.of(model, version) if pressures is not None else None
+        return deployment_view(deployment, self._controller.summary(deployment), picture)
+
+    def _offload(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of targets, each once. Raises `InvalidError` for those that are not there."""
+        known = self._targets()
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise InvalidError(
+                f"There is no target {unknown[0][:80]!r} to offload to: see `shoal target list`."
+            )
+        return tuple(dict.fromkeys(names))
 
     def _name(self, new: NewDeployment, model: ModelVersion) -> str:
         """The name asked for, or a free one made of the model's. Raises `ConflictError`."""

@@ -23,6 +23,7 @@ from shoal_controlplane.deployments.tables import (
     MeasuredRow,
 )
 from shoal_controlplane.planner.partition.problem import Objective
+from shoal_controlplane.planner.snapshot import ModelKey
 from shoal_shared.messages import Desired, decode_document, encode_document
 from shoal_shared.profiles import Profile
 
@@ -58,6 +59,10 @@ class DeploymentStore:
             for d in self.deployments.values()
             if d.model == model and version in (None, d.version)
         ]
+
+    def offloading(self, target: str) -> dict[str, ModelKey]:
+        """The deployments that may offload to a target, with their models."""
+        return {d.name: d.key for d in self.deployments.values() if target in d.offload}
 
     async def put(self, deployment: Deployment) -> None:
         """Create or replace a deployment."""
@@ -141,6 +146,7 @@ def _deployment(row: DeploymentRow) -> Deployment:
         shards=row.shards,
         objective=Objective(row.objective),
         shapes=msgspec.json.decode(row.shapes, type=dict[str, tuple[int, ...]]),
+        offload=msgspec.json.decode(row.offload, type=tuple[str, ...]),
     )
 
 
@@ -162,6 +168,7 @@ def _put(session: Session, deployment: Deployment) -> None:
             shards=deployment.shards,
             objective=deployment.objective.value,
             shapes=msgspec.json.encode(deployment.shapes).decode(),
+            offload=msgspec.json.encode(deployment.offload).decode(),
         )
     )
 

@@ -9,7 +9,8 @@ from sqlmodel import Field, SQLModel
 class DeploymentRow(SQLModel, table=True):
     """One deployment. `replicas` null means all devices that fit; `selector`, `options` and
     `shapes` are JSON objects; `created_at` is seconds since the epoch; `shards` null means that
-    the model is not cut, 0 that the planner chooses the number of stages."""
+    the model is not cut, 0 that the planner chooses the number of stages; `offload` is a JSON
+    list of targets."""
 
     __tablename__ = "deployment"
 
@@ -28,6 +29,7 @@ class DeploymentRow(SQLModel, table=True):
     shards: int | None = None
     objective: str = Field(default="throughput", max_length=16)
     shapes: str = Field(default="{}", sa_column=Column(Text, nullable=False, server_default="{}"))
+    offload: str = Field(default="[]", sa_column=Column(Text, nullable=False, server_default="[]"))
 
 
 class AssignmentRow(SQLModel, table=True):

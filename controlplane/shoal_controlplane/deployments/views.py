@@ -12,6 +12,8 @@ from shoal_controlplane.deployments.measured import Measured
 from shoal_controlplane.deployments.status import Placement, Summary
 from shoal_controlplane.devices.views import NodesView, ProfileView
 from shoal_controlplane.events.log import timestamp
+from shoal_controlplane.gateway.clouds import Level
+from shoal_controlplane.gateway.saturation import Picture
 from shoal_controlplane.planner.partition.problem import Objective
 from shoal_shared.status import DeploymentState, ReplicaState
 
@@ -56,10 +58,26 @@ class MeasuredView(BaseModel):
         return " ".join((self.board, self.variant, self.runtime))
 
 
+class SaturationView(BaseModel):
+    """How full the devices of a deployment's model are: `level` since `since` (null before the
+    first change), `rho` their work against what they can do in time. `edge`, `spilled` by target,
+    and `shed` are shares of what came in the last second; `sentence` says it all."""
+
+    level: Level
+    since: str | None
+    rho: float
+    items_per_s: float
+    edge: float
+    spilled: dict[str, float]
+    shed: float
+    sentence: str
+
+
 class DeploymentView(BaseModel):
     """One deployment. `replicas` is null where `all` is true; `wanted` is what that means now;
     `reason` says what keeps it from being ready. With `shards` (else null) the model is cut into
-    stages: the plan of the deployment's name tells which."""
+    stages: the plan of the deployment's name tells which. `offload` are the targets that take what
+    devices cannot; `saturation` is null where nobody watches."""
 
     name: str
     model: str
@@ -74,6 +92,8 @@ class DeploymentView(BaseModel):
     shards: int | Literal["auto"] | None
     objective: Objective
     shapes: dict[str, list[int]]
+    offload: list[str]
+    saturation: SaturationView | None
     state: DeploymentState
     reason: str
     wanted: int
@@ -96,8 +116,10 @@ def measured_view(variant: str, measured: Measured) -> MeasuredView:
     )
 
 
-def deployment_view(deployment: Deployment, summary: Summary) -> DeploymentView:
-    """A deployment as the API shows it."""
+def deployment_view(
+    deployment: Deployment, summary: Summary, pressure: Picture | None = None
+) -> DeploymentView:
+    """A deployment as the API shows it; `pressure` says how full its devices are."""
     return DeploymentView(
         name=deployment.name,
         model=deployment.model,
@@ -112,6 +134,8 @@ def deployment_view(deployment: Deployment, summary: Summary) -> DeploymentView:
         shards="auto" if deployment.shards == AUTO else deployment.shards,
         objective=deployment.objective,
         shapes={name: list(shape) for name, shape in deployment.shapes.items()},
+        offload=list(deployment.offload),
+        saturation=None if pressure is None else _saturation_view(pressure),
         state=summary.state,
         reason=summary.reason,
         wanted=summary.wanted,
@@ -119,6 +143,19 @@ def deployment_view(deployment: Deployment, summary: Summary) -> DeploymentView:
         placements=[_placement_view(p) for p in summary.placements],
         created_at=timestamp(deployment.created_at),
         revision=deployment.revision,
+    )
+
+
+def _saturation_view(picture: Picture) -> SaturationView:
+    return SaturationView(
+        level=picture.level,
+        since=timestamp(picture.since) if picture.since else None,
+        rho=picture.rho,
+        items_per_s=picture.items_per_s,
+        edge=picture.edge,
+        spilled=dict(picture.spilled),
+        shed=picture.shed,
+        sentence=picture.sentence,
     )
 
 

@@ -371,7 +371,7 @@ class _Run:
             lane.flights.append(flight)
         replicas = self._attempts(piece, flight.device)
         call = runner.dispatcher.call(
-            wire, replicas, piece.items, self._deadline, sharded=model.sharded
+            wire, replicas, piece.items, self._deadline, sharded=model.sharded, hedges=False
         )
         self._flights[asyncio.ensure_future(call)] = flight
 

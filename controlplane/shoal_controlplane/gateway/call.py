@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from shoal_controlplane.gateway.errors import GatewayStatus
+from shoal_controlplane.gateway.errors import GatewayError, GatewayStatus
 from shoal_controlplane.gateway.router import Ticket
 from shoal_controlplane.gateway.table import Replica
 from shoal_shared import oip
@@ -17,6 +17,10 @@ from shoal_shared.status import InferCode
 
 MAX_FIGURE = 2**40
 """Of a figure in a reply; in µs more than any request may take."""
+
+MAX_ATTEMPTS = 3
+MAX_RESENDS = 4
+"""A message of QoS 0 may be lost with a session; with pauses that double this outlasts most."""
 
 MIN_SILENCE_S = 0.5
 SILENCE_FACTOR = 6.0
@@ -39,18 +43,20 @@ none) and a reading of the clock: None lets the request go on, an exception ends
 @dataclass(slots=True, eq=False)
 class Call:
     """A request under way. `replicas` is asked anew for each attempt; `waiting` holds the
-    attempts that may still be answered, `queued` the one that waits for a pipeline's credit."""
+    attempts that may still be answered, `queued` the one that waits for a pipeline's credit.
+    `hedges` says whether another device may be asked when one is late, and `hedge` is that one."""
 
     request: InferRequest
     replicas: Callable[[], Sequence[Replica]]
     items: int
     deadline: float
-    attempts_left: int
-    resends_left: int
     idempotent: bool
     sharded: bool
+    hedges: bool
+    admit: Admit | None
     answer: asyncio.Future[tuple[InferReply, Ticket]]
-    admit: Admit | None = None
+    attempts_left: int = field(init=False)
+    resends_left: int = field(init=False)
     waiting: dict[bytes, Ticket] = field(default_factory=dict)
     queued: Ticket | None = None
     tried: set[str] = field(default_factory=set)
@@ -58,10 +64,34 @@ class Call:
     last_error: str = ""
     last_status: GatewayStatus = GatewayStatus.UNAVAILABLE
     timer: asyncio.TimerHandle | None = None
+    hedge: Ticket | None = None
+
+    def __post_init__(self) -> None:
+        self.attempts_left = MAX_ATTEMPTS if self.idempotent else 1
+        self.resends_left = MAX_RESENDS if self.idempotent else 0
 
     @property
     def model(self) -> str:
         return f"{self.request.model_name}:{self.request.model_version}"
+
+    @property
+    def answered(self) -> bool:
+        """Whether a place answered it."""
+        answer = self.answer
+        return answer.done() and not answer.cancelled() and answer.exception() is None
+
+    def fail(self, status: GatewayStatus, message: str, retry_after_s: float | None = None) -> None:
+        """End it without an answer, unless it has ended."""
+        if not self.answer.done():
+            self.answer.set_exception(GatewayError(status, message, retry_after_s))
+
+    def wake(self, seconds: float, action: Callable[..., None], *arguments: object) -> None:
+        """Call `action` with the call and `arguments` after so long, instead of what was to be
+        called before."""
+        if self.timer is not None:
+            self.timer.cancel()
+        loop = asyncio.get_running_loop()
+        self.timer = loop.call_later(seconds, action, self, *arguments)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """The way of one request over MQTT: attempts on devices until one answers.
 
 Inference is idempotent, so a request whose device dies, stays silent or fails is sent to another
-one; whichever answers first wins. Only a request with a `sequence_id` is tried once.
+one; whichever answers first wins, and the others are told to drop it. Only a request with a
+`sequence_id` is tried once. A request that is late is hedged, see `hedging`.
 
 A pipeline is one more place to send to. It takes as many requests as it has credits; the others
 wait here. When one of its devices goes, all that is under way in it starts again in the next epoch.
@@ -10,12 +11,12 @@ wait here. When one of its devices goes, all that is under way in it starts agai
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
 from shoal_controlplane.gateway.call import (
+    MAX_RESENDS,
     MIN_SILENCE_S,
     Admit,
     Call,
@@ -23,7 +24,8 @@ from shoal_controlplane.gateway.call import (
     patience_s,
     read_answer,
 )
-from shoal_controlplane.gateway.errors import GatewayError, GatewayStatus
+from shoal_controlplane.gateway.errors import GatewayStatus
+from shoal_controlplane.gateway.hedging import Hedging, late_after_ms, look_again_at
 from shoal_controlplane.gateway.inquiry import Alive, Inquiry, all_alive
 from shoal_controlplane.gateway.pipelines import Pipelines
 from shoal_controlplane.gateway.router import Router, Ticket
@@ -38,10 +40,6 @@ from shoal_shared.status import RETRYABLE, InferCode
 from shoal_shared.topics import Topics
 
 log = structlog.get_logger("gateway")
-
-MAX_ATTEMPTS = 3
-MAX_RESENDS = 4
-"""A message of QoS 0 may be lost with a session; with pauses that double this outlasts most."""
 
 MAX_SENTENCE = 500
 _TICK_S = 1e-3
@@ -76,15 +74,15 @@ class Dispatcher:
         self._listed = listed
         self._router = router
         self._clock = clock
-        self._pending: dict[bytes, Call] = {}
         self._overdue = Overdue()
         self._stranded = Stranded()
         self._sender = Sender(link, topics, gateway_id)
+        self.hedges = Hedging()
         link.subscribe(topics.replies(gateway_id), 0, self._on_reply)
 
     @property
     def in_flight(self) -> int:
-        return len(self._pending)
+        return len(self._sender)
 
     async def call(
         self,
@@ -95,29 +93,19 @@ class Dispatcher:
         *,
         idempotent: bool = True,
         sharded: bool = False,
+        hedges: bool = True,
         admit: Admit | None = None,
     ) -> tuple[InferReply, Ticket]:
         """Send `request` (with model name and version) and wait for its answer.
 
         `deadline` is a reading of the clock. Where nothing serves a `sharded` model now, the
-        request waits for the next plan. Cancelling the coroutine forgets the request. Raises
+        request waits for the next plan. `hedges` is false for requests whose caller sees to those
+        that are late. Cancelling the coroutine cancels the request on its device. Raises
         `GatewayError`, and what `admit` returns.
         """
-        loop = asyncio.get_running_loop()
-        attempts = MAX_ATTEMPTS if idempotent else 1
-        resends = MAX_RESENDS if idempotent else 0
-        call = Call(
-            request,
-            replicas,
-            items,
-            deadline,
-            attempts,
-            resends,
-            idempotent,
-            sharded,
-            loop.create_future(),
-            admit,
-        )
+        answer = asyncio.get_running_loop().create_future()
+        call = Call(request, replicas, items, deadline, idempotent, sharded, hedges, admit, answer)
+        self.hedges.request()
         try:
             self._attempt(call)
             return await call.answer
@@ -127,10 +115,8 @@ class Dispatcher:
     def device_gone(self, device: str) -> None:
         """The device lost its session: what it was working on goes elsewhere at once."""
         self.pipelines.left(device, f"device {device} went offline")
-        for key, call in list(self._pending.items()):
-            ticket = call.waiting.get(key)
-            if ticket is not None and ticket.device == device:
-                self._settle(key)
+        for key, call, ticket in self._sender.attempts(lambda ticket: ticket.device == device):
+            if self._settle(key) is not None:
                 self._router.failed(ticket, self._clock())
                 self._failed(call, f"device {device} went offline", GatewayStatus.INTERNAL)
 
@@ -147,19 +133,16 @@ class Dispatcher:
             device=device,
             reason=reason,
         )
-        now = self._clock()
         again: dict[int, Call] = {}
         # Those who wait for a credit come first: the credits that come back must not send them.
         for call in self.pipelines.waiting(pipeline):
             if call.queued is not None:
-                self._router.released(call.queued, now)
+                self._router.withdrawn(call.queued)
                 call.queued = None
                 again[id(call)] = call
-        for key, call in list(self._pending.items()):
-            ticket = call.waiting.get(key)
-            if ticket is not None and ticket.pipeline == pipeline:
-                self._settle(key)
-                self._router.released(ticket, now)
+        for key, call, ticket in self._sender.attempts(lambda t: t.pipeline == pipeline):
+            if self._settle(key) is not None:
+                self._router.withdrawn(ticket)
                 again[id(call)] = call
         for call in again.values():
             if call.idempotent:
@@ -176,7 +159,7 @@ class Dispatcher:
         now = self._clock()
         remaining = call.deadline - now
         if remaining <= 0:
-            self._fail(call, GatewayStatus.DEADLINE, "the deadline passed before an answer came")
+            call.fail(GatewayStatus.DEADLINE, "the deadline passed before an answer came")
             return
         ticket = None
         if call.attempts_left > 0:
@@ -192,33 +175,26 @@ class Dispatcher:
             refusal = admit(ticket, now)
             if refusal is not None:
                 if ticket is not None:
-                    self._router.released(ticket, now)
+                    self._router.withdrawn(ticket)
                 call.answer.set_exception(refusal)
                 return
         if ticket is None:
-            if call.queued is not None:
-                self._set_timer(call, remaining)
-            elif call.waiting:
+            if call.waiting and call.queued is None and call.resends_left:
                 pause = MIN_SILENCE_S * 2 ** (MAX_RESENDS - call.resends_left)
-                self._set_timer(call, min(remaining, pause) if call.resends_left else remaining)
-            elif self._stranded.take_in(call):
-                self._set_timer(call, remaining)
+                call.wake(min(remaining, pause), self._on_silence)
+            elif call.waiting or call.queued is not None or self._stranded.take_in(call):
+                call.wake(remaining, self._on_silence)
             elif call.last_error:
                 passing = call.last_status is not GatewayStatus.INTERNAL
-                self._fail(call, call.last_status, call.last_error, 1.0 if passing else None)
+                call.fail(call.last_status, call.last_error, 1.0 if passing else None)
             else:
-                self._fail(
-                    call,
-                    GatewayStatus.UNAVAILABLE,
-                    f"no device serves {call.model} now",
-                    retry_after_s=1.0,
-                )
+                text = f"no device serves {call.model} now"
+                call.fail(GatewayStatus.UNAVAILABLE, text, retry_after_s=1.0)
             return
         if ticket.delay_ms > remaining * 1e3 and not call.tried:
-            self._router.released(ticket, now)
+            self._router.withdrawn(ticket)
             late = ticket.delay_ms / 1e3 - remaining
-            self._fail(
-                call,
+            call.fail(
                 GatewayStatus.EXHAUSTED,
                 f"no device can answer within {remaining * 1e3:.0f} ms: the earliest would take "
                 f"{ticket.delay_ms:.0f} ms",
@@ -241,16 +217,15 @@ class Dispatcher:
     def _queue(self, call: Call, ticket: Ticket, pipeline: Pipeline, remaining: float) -> None:
         """Wait for a credit of a pipeline."""
         if not self.pipelines.wait(pipeline, call):
-            self._router.released(ticket, self._clock())
-            self._fail(
-                call,
+            self._router.withdrawn(ticket)
+            call.fail(
                 GatewayStatus.EXHAUSTED,
                 f"too many requests to {call.model} are waiting already",
                 retry_after_s=max(1.0, ticket.delay_ms / 1e3),
             )
             return
         call.queued = ticket
-        self._set_timer(call, remaining)
+        call.wake(remaining, self._on_silence)
 
     def _credit(self, pipeline: Pipeline) -> None:
         """A request left a pipeline: whoever waits longest for its credit is next."""
@@ -260,7 +235,7 @@ class Dispatcher:
             if ticket is None:
                 continue
             if call.answer.done():
-                self._router.released(ticket, self._clock())
+                self._router.withdrawn(ticket)
                 continue
             ticket.sent_at = self._clock()
             self.pipelines.enter(pipeline)
@@ -268,38 +243,45 @@ class Dispatcher:
 
     def _launch(self, call: Call, ticket: Ticket, remaining: float) -> None:
         """Send to the place of a ticket, and set the time for it to answer."""
-        now = self._clock()
         if not self._send(call, ticket, remaining):
-            self._router.released(ticket, now)
-            self._fail(
-                call, GatewayStatus.UNAVAILABLE, "the broker cannot be reached", retry_after_s=1.0
-            )
+            call.fail(GatewayStatus.UNAVAILABLE, "the broker cannot be reached", retry_after_s=1.0)
             return
-        patience = patience_s(ticket) * 2 ** (MAX_RESENDS - call.resends_left)
-        again = call.attempts_left > 0 or call.resends_left > 0
-        self._set_timer(call, min(remaining, patience) if again else remaining)
+        silence = remaining
+        if call.attempts_left > 0 or call.resends_left > 0:
+            silence = min(silence, patience_s(ticket) * 2 ** (MAX_RESENDS - call.resends_left))
+        late = late_after_ms(ticket) / 1e3
+        if call.hedges and late < silence and ticket.pipeline is None and call.attempts_left > 0:
+            call.wake(late, self._on_late, ticket, ticket.sent_at + silence)
+        else:
+            call.wake(silence, self._on_silence)
+
+    def _on_late(self, call: Call, first: Ticket, silent_at: float) -> None:
+        """A device takes longer than it should: ask a second one, or look again later."""
+        now = self._clock()
+        again = look_again_at(first, now)
+        second = self.hedges.second(self._router, call, first, now)
+        if second is not None and self._send(call, second, call.deadline - now):
+            self.hedges.count(call, second)
+        elif again < silent_at:
+            call.wake(again - now, self._on_late, first, silent_at)
+            return
+        call.wake(max(0.0, silent_at - now), self._on_silence)
 
     def _send(self, call: Call, ticket: Ticket, remaining: float) -> bool:
-        # Not to be guessed: one device must not answer for another, nor a reply to an earlier
-        # process for this one.
-        key = secrets.token_bytes(8)
-        self._pending[key] = call
-        call.waiting[key] = ticket
         replica = 0 if ticket.pipeline is None else self.pipelines.entry(ticket.pipeline)
-        if self._sender.send(call.request, ticket, replica, key, remaining):
+        if self._sender.send(call, ticket, replica, remaining):
             return True
-        self._settle(key)
+        self._router.withdrawn(ticket)
+        if ticket.pipeline is not None:
+            self._credit(ticket.pipeline)
         return False
 
     def _settle(self, key: bytes) -> tuple[Call, Ticket] | None:
         """Take out the attempt that `key` names, if it is still waited for."""
-        call = self._pending.pop(key, None)
-        if call is None:
-            return None
-        ticket = call.waiting.pop(key)
-        if ticket.pipeline is not None:
-            self._credit(ticket.pipeline)
-        return call, ticket
+        entry = self._sender.settle(key)
+        if entry is not None and entry[1].pipeline is not None:
+            self._credit(entry[1].pipeline)
+        return entry
 
     def _on_reply(self, message: Message) -> None:
         # Late, replayed and forged replies find nothing that waits for them.
@@ -324,6 +306,7 @@ class Dispatcher:
             self._observe(reply, ticket, now)
             if not call.answer.done():
                 call.answer.set_result((reply, ticket))
+                self.hedges.won += ticket is call.hedge
             return
         self._router.released(ticket, now)
         sentence = reply.error[:MAX_SENTENCE]
@@ -335,20 +318,20 @@ class Dispatcher:
                 call.suspects.append(Suspect(ticket, device, sentence))
             self._failed(call, f"device {device}: {sentence}", _STATUS[code])
         elif code is InferCode.EXPIRED:
-            self._fail(call, GatewayStatus.DEADLINE, sentence)
+            call.fail(GatewayStatus.DEADLINE, sentence)
         else:
-            self._fail(call, GatewayStatus.INVALID, sentence)
+            call.fail(GatewayStatus.INVALID, sentence)
 
     def _on_late_reply(self, message: Message) -> None:
-        """A pipeline answers after another place did: that is how slow ones show themselves."""
-        ticket = self._overdue.take(message.correlation or b"")
-        if ticket is not None:
-            try:
-                reply = read_answer(message, ticket).reply
-            except ValueError as error:
-                log.warning("unreadable reply", device=ticket.device, error=str(error))
-            else:
-                self._observe(reply, ticket, self._clock())
+        """A place answers after another one did: that is how slow ones show themselves."""
+        late = self._overdue.take(message)
+        if late is None:
+            return
+        (ticket, answer), now = late, self._clock()
+        self._observe(answer.reply, ticket, now)
+        if ticket.pipeline is None and answer.code is None:
+            figures = (answer.queue_depth, answer.service_us / 1e3, answer.batch)
+            self._router.answered_late(ticket, now, *figures)
 
     def _observe(self, reply: InferReply, ticket: Ticket, now: float) -> None:
         trace = reply.parameters.get("trace")
@@ -372,7 +355,7 @@ class Dispatcher:
             if now - ticket.sent_at >= patience_s(ticket) - _TICK_S:
                 self._blame(ticket, now)
         if now >= call.deadline - _TICK_S:
-            self._fail(call, GatewayStatus.DEADLINE, "the deadline passed before an answer came")
+            call.fail(GatewayStatus.DEADLINE, "the deadline passed before an answer came")
         else:
             self._attempt(call, all_silent=True)
 
@@ -381,37 +364,26 @@ class Dispatcher:
         if ticket.pipeline is None:
             self._router.failed(ticket, now)
         else:
-            self._router.released(ticket, now)
-
-    def _set_timer(self, call: Call, seconds: float) -> None:
-        if call.timer is not None:
-            call.timer.cancel()
-        loop = asyncio.get_running_loop()
-        call.timer = loop.call_later(seconds, self._on_silence, call)
-
-    def _fail(
-        self,
-        call: Call,
-        status: GatewayStatus,
-        message: str,
-        retry_after_s: float | None = None,
-    ) -> None:
-        if not call.answer.done():
-            call.answer.set_exception(GatewayError(status, message, retry_after_s))
+            self._router.withdrawn(ticket)
 
     def _forget(self, call: Call) -> None:
         if call.timer is not None:
             call.timer.cancel()
         now = self._clock()
-        answered = call.answer.done() and not call.answer.cancelled()
-        answered = answered and call.answer.exception() is None
+        answered = call.answered
         for key, ticket in list(call.waiting.items()):
             self._settle(key)
-            self._router.released(ticket, now)
-            if answered and ticket.pipeline is not None:
+            if answered:
                 self._overdue.keep(key, ticket)
+            if answered and ticket.pipeline is None:
+                self._router.overtaken(ticket, now)
+            else:
+                self._router.withdrawn(ticket)
+            # After the deadline the device drops it by itself.
+            if ticket.pipeline is None and now < call.deadline - _TICK_S:
+                self._sender.cancel(ticket.device, key)
         if call.queued is not None:
-            self._router.released(call.queued, now)
+            self._router.withdrawn(call.queued)
             call.queued = None
         if answered:
             # Another device answered the same request: the suspects were at fault, not it.

@@ -20,6 +20,7 @@ from shoal_controlplane.gateway import description
 from shoal_controlplane.gateway.errors import GatewayError, GatewayStatus
 from shoal_controlplane.gateway.service import Gateway
 from shoal_shared import oip
+from shoal_shared.names import checked_name
 from shoal_shared.oip import InferReply, InferRequest, OipError
 from shoal_shared.tensors import Buffer, TensorError
 
@@ -34,6 +35,8 @@ COMPRESS_FROM = 64 * 1024
 """Smaller answers cost more time to pack than they save on the way."""
 
 TIMEOUT_HEADER = b"shoal-timeout-ms"
+PRIORITY_HEADER = b"shoal-priority"
+CLIENT_HEADER = b"shoal-client"
 
 _MODEL = re.compile(
     r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?(?:/(?P<verb>[a-z]+))?"
@@ -90,7 +93,7 @@ class InferenceApp:
             if verb == "infer":
                 if method != "POST":
                     return _wrong_method(path, "POST")
-                return await self._infer(name, version, headers, receive)
+                return await self._infer(name, version, scope, headers, receive)
             if method != "GET":
                 return _wrong_method(path, "GET")
             if name == "stats" and not version and verb is None:
@@ -146,7 +149,12 @@ class InferenceApp:
         return Answer(200, [b""], [])
 
     async def _infer(
-        self, name: str, version: str, headers: dict[bytes, bytes], receive: Receive
+        self,
+        name: str,
+        version: str,
+        scope: Scope,
+        headers: dict[bytes, bytes],
+        receive: Receive,
     ) -> Answer:
         body = await _read_body(headers, receive, self._max_body)
         encoding = headers.get(b"content-encoding")
@@ -156,9 +164,18 @@ class InferenceApp:
             length = _header_length(headers)
             request = oip.decode_request(body, length)
             timeout_s = _timeout(headers)
-        except OipError as error:
+            client = _client(headers, scope)
+        except ValueError as error:
             raise GatewayError(GatewayStatus.INVALID, str(error)) from None
-        reply = await self._gateway.infer(request, name, version, timeout_s)
+        priority = headers.get(PRIORITY_HEADER)
+        reply = await self._gateway.infer(
+            request,
+            name,
+            version,
+            timeout_s,
+            priority=None if priority is None else priority.decode("latin-1"),
+            client=client,
+        )
         answer = _infer_answer(request, reply)
         return _compressed(answer, headers.get(b"accept-encoding", b""))
 
@@ -251,6 +268,15 @@ def _timeout(headers: dict[bytes, bytes]) -> float | None:
     if not value.isdigit() or len(value) > 9 or int(value) == 0:
         raise OipError("Shoal-Timeout-Ms must be a positive number of milliseconds")
     return int(value) / 1e3
+
+
+def _client(headers: dict[bytes, bytes], scope: Scope) -> str:
+    """Who asks: as the header says, else the peer's address."""
+    value = headers.get(CLIENT_HEADER)
+    if value is None:
+        peer = scope.get("client")
+        return str(peer[0]) if peer else ""
+    return checked_name(value.decode("latin-1"), "the name in Shoal-Client")
 
 
 def _compressed(answer: Answer, accepted: bytes) -> Answer:

@@ -17,33 +17,18 @@ import random
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
+from shoal_controlplane.gateway.delays import LEAST_MS, Tail, batched_ms
+from shoal_controlplane.gateway.predictions import Device, RouterSettings, Work
 from shoal_controlplane.gateway.table import Pipeline, Replica
-from shoal_shared.profiles import Profile
-
-_LEAST_MS = 1e-3
-"""Profiles may say 0."""
-
-
-@dataclass(frozen=True, slots=True)
-class RouterSettings:
-    """Times in seconds; rates are weights of a new sample. `slowed_factor` is the least factor of
-    a device that throttles, until its models are measured anew."""
-
-    rate_up: float = 0.5
-    rate_down: float = 0.25
-    forget_s: float = 2.0
-    others_half_life_s: float = 0.05
-    failures_to_eject: int = 2
-    slowed_factor: float = 1.5
-    ejection_s: float = 1.0
-    max_ejection_s: float = 60.0
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One request on its way to one place. `delay_ms` is what the router expects.
+    """One request on its way to one place. `delay_ms` is what the router expects, and 95 of 100
+    such requests are answered within `p95_ms`.
 
-    `state` is what the router knew of the device then; a device that returned has a new one.
+    `state` is what the router knew of the device then, `number` counts what was sent to it; a
+    device that returned has a new one. `alone` says that nothing else was under way there.
     `pipeline` is set where the place is no single device; `device` is its name then.
     """
 
@@ -54,8 +39,15 @@ class Ticket:
     sent_at: float
     probe: bool = False
     open: bool = True
-    state: _Device | None = field(default=None, repr=False)
+    state: Device | None = field(default=None, repr=False)
     pipeline: Pipeline | None = None
+    number: int = 0
+    alone: bool = True
+    round_trip_ms: float = 0.0
+    p95_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.p95_ms = max(self.p95_ms, self.delay_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,36 +59,6 @@ class Outlook:
     factor: float
 
 
-@dataclass(slots=True)
-class _Work:
-    """Items of one model in flight on one device, and how it fares against its profile."""
-
-    profile: Profile
-    items: int = 0
-    factor: float = 1.0
-    seen_at: float = -math.inf
-    slowed: bool = False
-
-    def measured(self, profile: Profile) -> None:
-        """There is a new profile: what replies told of the old one is not to be counted twice."""
-        self.factor *= _item_ms(self.profile) / _item_ms(profile)
-        self.profile = profile
-
-
-@dataclass(slots=True)
-class _Device:
-    work: dict[str, _Work] = field(default_factory=dict)
-    in_flight: int = 0
-    head_since: float = 0.0
-    others: float = 0.0
-    others_at: float = 0.0
-    round_trip_ms: float = 0.5
-    failures: int = 0
-    ejections: int = 0
-    ejected_until: float = 0.0
-    probing: bool = False
-
-
 class Router:
     """State per device, updated by the outcome of every request."""
 
@@ -105,7 +67,8 @@ class Router:
     ) -> None:
         self._settings = settings or RouterSettings()
         self._rng = rng or random.Random()
-        self._devices: dict[str, _Device] = {}
+        self._devices: dict[str, Device] = {}
+        self._tail = Tail()
 
     def pick(
         self,
@@ -114,33 +77,39 @@ class Router:
         items: int,
         now: float,
         exclude: Collection[str] = (),
+        within_ms: float = math.inf,
     ) -> Ticket | None:
         """Choose the replica with the shortest expected delay for `items` batch items.
 
         `now` is monotonic seconds. The ticket counts as in flight until one of `succeeded`,
-        `failed` or `released` is called with it. None if every replica is excluded or ejected.
+        `failed`, `overtaken`, `released` or `withdrawn` is called with it. None if every replica
+        is excluded, ejected, or expected to take `within_ms` or longer.
         """
-        best: tuple[float, float, Replica, _Device, _Work] | None = None
+        best: tuple[float, float, Replica, Device, Work] | None = None
         for replica in replicas:
             name = replica.device
             if name in exclude:
                 continue
-            device, work = self._state(model, replica)
-            if not self._open(device, now):
+            device = self._device(name)
+            work = device.of(model, replica)
+            if not device.usable(now):
                 continue
-            own = _batched_ms(work.profile, items) * self._factor(work, now)
+            own = batched_ms(work.profile, items) * work.factor(now)
             if best is not None and device.round_trip_ms + own > best[0]:
                 continue  # Waiting only adds to it.
-            delay = device.round_trip_ms + self._waiting(device, work, items, own, now)
+            delay = device.round_trip_ms + device.done_ms(work, items, own, now)
             key = (delay, self._rng.random())
             if best is None or key < best[:2]:
                 best = (*key, replica, device, work)
         if best is None:
             return None
         delay, _, replica, device, work = best
+        if delay >= within_ms:
+            return None
         if not device.in_flight:
             device.head_since = now
         work.items += items
+        device.sent += 1
         device.in_flight += 1
         probe = device.ejected_until > 0
         device.probing = device.probing or probe
@@ -153,51 +122,73 @@ class Router:
             probe,
             state=device,
             pipeline=replica.pipeline,
+            number=device.sent,
+            alone=device.in_flight == 1,
+            round_trip_ms=device.round_trip_ms,
+            p95_ms=delay * (device.tail if device.tail.known else self._tail).p95,
         )
 
     def outlook(self, model: str, replica: Replica, items: int, now: float) -> Outlook | None:
         """What to expect if `items` batch items went there now; None if the device gets no
         requests now. Nothing is sent, nothing counted."""
-        device, work = self._state(model, replica)
-        if not self._open(device, now):
+        device = self._device(replica.device)
+        work = device.of(model, replica)
+        if not device.usable(now):
             return None
-        factor = self._factor(work, now)
-        own = _batched_ms(work.profile, items) * factor
-        done = device.round_trip_ms + self._waiting(device, work, items, own, now)
+        factor = work.factor(now)
+        own = batched_ms(work.profile, items) * factor
+        done = device.round_trip_ms + device.done_ms(work, items, own, now)
         return Outlook(max(0.0, done - own), factor)
+
+    def left_ms(self, ticket: Ticket, now: float) -> float:
+        """Milliseconds until a request that is under way should be answered, as far as is known
+        now: requests are answered in the order in which they were sent."""
+        device = ticket.state
+        return 0.0 if device is None else device.left_ms(self._place(ticket), now)
 
     def succeeded(
         self, ticket: Ticket, now: float, queue_depth: int, service_ms: float, batch: int
     ) -> None:
         """The device answered: `service_ms` is its pure compute time for a batch of `batch`
         items, `queue_depth` the requests that wait or run there after this one."""
-        device = self._close(ticket, now)
+        device = self._close(ticket)
+        if device is not None:
+            took_ms = self._took(device, ticket, now)
+            device.failures = device.ejections = 0
+            device.ejected_until = 0.0
+            figures = (queue_depth, service_ms, batch)
+            device.learn(ticket.model, took_ms, now, *figures, alone=ticket.alone)
+
+    def overtaken(self, ticket: Ticket, now: float) -> None:
+        """Another device answered first: this one is no failure, but took longer than until now,
+        and may be busy with the request for some time."""
+        place = self._place(ticket)
+        device = self._close(ticket)
         if device is None:
             return
-        device.failures = device.ejections = 0
-        device.ejected_until = 0.0
-        device.others = max(0.0, float(queue_depth - device.in_flight))
-        device.others_at = now
-        transit = max(0.0, (now - ticket.sent_at) * 1e3 - service_ms)
-        if transit < device.round_trip_ms:
-            device.round_trip_ms = transit
-        else:
-            # Waiting hides in the difference, so only its low end tells the round trip.
-            device.round_trip_ms += 0.01 * (
-                min(transit, 4 * device.round_trip_ms + 1) - device.round_trip_ms
-            )
-        work = device.work.get(ticket.model)
-        if work is not None and service_ms > 0:
-            expected = max(work.profile.milliseconds(max(batch, 1)), _LEAST_MS)
-            sample = service_ms / expected
-            factor = self._factor(work, now)
-            rate = self._settings.rate_up if sample > factor else self._settings.rate_down
-            work.factor = factor + rate * (sample - factor)
-            work.seen_at = now
+        if (now - ticket.sent_at) * 1e3 >= ticket.p95_ms:
+            self._took(device, ticket, now)
+        if not device.in_flight:
+            device.others = max(device.others, 1.0)
+            device.others_at = now
+        if place == 1:
+            device.runs(ticket.model, ticket.items, now)
+
+    def answered_late(
+        self, ticket: Ticket, now: float, queue_depth: int, service_ms: float, batch: int
+    ) -> None:
+        """The device that was overtaken answered, too; see `succeeded`."""
+        device = self._devices.get(ticket.device)
+        if device is not None and device is ticket.state:
+            took_ms = (now - ticket.sent_at) * 1e3
+            figures = (queue_depth, service_ms, batch)
+            device.learn(ticket.model, took_ms, now, *figures, alone=False)
 
     def failed(self, ticket: Ticket, now: float) -> None:
         """The device is to blame: it stayed silent, vanished, or sent nonsense."""
-        if self._close(ticket, now) is not None:
+        device = self._close(ticket)
+        if device is not None:
+            device.head_since = now
             self.blame(ticket.device, now, probe=ticket.probe)
 
     def blame(self, name: str, now: float, *, probe: bool = False) -> None:
@@ -219,8 +210,14 @@ class Router:
             device.failures = 0
 
     def released(self, ticket: Ticket, now: float) -> None:
-        """The request ended without telling anything about the device."""
-        self._close(ticket, now)
+        """The device answered, without telling anything about itself."""
+        device = self._close(ticket)
+        if device is not None:
+            device.head_since = now
+
+    def withdrawn(self, ticket: Ticket) -> None:
+        """The request was not sent, or is waited for no more."""
+        self._close(ticket)
 
     def returned(self, device: str) -> None:
         """The device has a new session: what was held against it is forgotten."""
@@ -230,31 +227,42 @@ class Router:
         """Devices that get no requests now."""
         return [name for name, d in self._devices.items() if d.ejected_until > now]
 
-    def _state(self, model: str, replica: Replica) -> tuple[_Device, _Work]:
-        """What is known of a replica, brought up to date with its profile."""
-        device = self._devices.get(replica.device)
+    def usable(self, device: str, now: float) -> bool:
+        """Whether the device gets requests now; one that is unknown does."""
+        state = self._devices.get(device)
+        return state is None or state.usable(now)
+
+    def backlog_ms(self, device: str, now: float) -> float:
+        """Predicted milliseconds of work that lies before a new request on a device: own requests
+        in flight there, of all models, and others'. 0 for an unknown device.
+
+        For one that is ejected, too, it is what was sent there: who adds up capacity leaves out
+        devices that are not `usable`.
+        """
+        state = self._devices.get(device)
+        return 0.0 if state is None else state.backlog_ms(now)
+
+    def _device(self, name: str) -> Device:
+        device = self._devices.get(name)
         if device is None:
-            device = self._devices[replica.device] = _Device()
-        work = device.work.get(model)
-        if work is None:
-            work = device.work[model] = _Work(replica.profile)
-        elif work.profile is not replica.profile:
-            work.measured(replica.profile)
-        work.slowed = replica.slowed
-        return device, work
+            device = self._devices[name] = Device(self._settings)
+        return device
 
     @staticmethod
-    def _open(device: _Device, now: float) -> bool:
-        """Whether the device gets requests: it is not ejected, or may be probed."""
-        return not (device.ejected_until and (device.probing or now < device.ejected_until))
+    def _place(ticket: Ticket) -> int:
+        """Which of the own requests in flight on its device it is, from 1 for what runs there; 0
+        where it is none of them."""
+        device = ticket.state
+        if device is None or not ticket.open:
+            return 0
+        return max(1, device.in_flight - (device.sent - ticket.number))
 
-    def _close(self, ticket: Ticket, now: float) -> _Device | None:
+    def _close(self, ticket: Ticket) -> Device | None:
         device = self._devices.get(ticket.device)
         was_open, ticket.open = ticket.open, False
         if not was_open or device is None or device is not ticket.state:
             return None
         device.in_flight = max(0, device.in_flight - 1)
-        device.head_since = now
         work = device.work.get(ticket.model)
         if work is not None:
             work.items = max(0, work.items - ticket.items)
@@ -262,51 +270,10 @@ class Router:
             device.probing = False
         return device
 
-    def _factor(self, work: _Work, now: float) -> float:
-        """The learnt factor, decayed to 1 over the time since its last sample."""
-        age = now - work.seen_at
-        factor = 1.0 + (work.factor - 1.0) * math.exp(-age / self._settings.forget_s)
-        return max(factor, self._settings.slowed_factor) if work.slowed else factor
-
-    def _waiting(self, device: _Device, work: _Work, items: int, own: float, now: float) -> float:
-        """Milliseconds until the request would be done: all work of its own model, batched with
-        it, plus the other models' and the other gateways' work."""
-        if not device.in_flight:
-            return own + self._others(device, own, now)
-        total = head = 0.0
-        for other in device.work.values():
-            ahead = other.items + (items if other is work else 0)
-            if ahead:
-                factor = self._factor(other, now)
-                total += _batched_ms(other.profile, ahead) * factor
-                if other.items:
-                    head = max(head, other.profile.milliseconds(1) * factor)
-        if head > 0:
-            # What runs there has run for a while; if for longer than it should have, the
-            # device is slower than its replies have told so far. Either way the request itself
-            # is still to come.
-            elapsed = (now - device.head_since) * 1e3
-            if elapsed < head:
-                total = max(own, total - elapsed)
-            else:
-                total = max(own, total - head) * elapsed / head
-        return total + self._others(device, own, now)
-
-    def _others(self, device: _Device, own: float, now: float) -> float:
-        if not device.others:
-            return 0.0
-        age = now - device.others_at
-        return own * device.others * math.pow(0.5, age / self._settings.others_half_life_s)
-
-
-def _item_ms(profile: Profile) -> float:
-    return max(profile.milliseconds(1), _LEAST_MS)
-
-
-def _batched_ms(profile: Profile, items: int) -> float:
-    """Milliseconds for `items` items in batches up to the knee."""
-    if items <= profile.knee:
-        return profile.milliseconds(items)
-    full, rest = divmod(items, profile.knee)
-    total = full * profile.milliseconds(profile.knee)
-    return total + (profile.milliseconds(rest) if rest else 0.0)
+    def _took(self, device: Device, ticket: Ticket, now: float) -> float:
+        """Milliseconds that a request took; learns what that is to what was expected of it."""
+        took_ms = (now - ticket.sent_at) * 1e3
+        ratio = took_ms / max(ticket.delay_ms, LEAST_MS)
+        device.tail.add(ratio)
+        self._tail.add(ratio)
+        return took_ms

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from shoal_controlplane.gateway.admission import Priority, priority_of
 from shoal_controlplane.gateway.batch import BatchRunner
 from shoal_controlplane.gateway.classification import classify
 from shoal_controlplane.gateway.dispatch import Dispatcher
 from shoal_controlplane.gateway.errors import GatewayError, GatewayStatus
 from shoal_controlplane.gateway.join import JoinError
+from shoal_controlplane.gateway.overflow import Job, Overflow, Terms, by_device
 from shoal_controlplane.gateway.statistics import Statistics
 from shoal_controlplane.gateway.table import Replica, ServedModel, ServingTable
 from shoal_shared.clock import Clock
@@ -37,7 +39,8 @@ class ModelRepository(Protocol):
 
 
 class Gateway:
-    """Answers inference requests out of the serving table. Without `batches` none is split."""
+    """Answers inference requests out of the serving table. Without `batches` none is split, and
+    without `overflow` all go to the devices, however full they are."""
 
     def __init__(
         self,
@@ -49,12 +52,14 @@ class Gateway:
         wall_clock: Callable[[], float] = time.time,
         default_timeout_s: float = DEFAULT_TIMEOUT_S,
         batches: BatchRunner | None = None,
+        overflow: Overflow | None = None,
     ) -> None:
         self.table = table
         self.repository = repository
         self.statistics = Statistics()
         self._dispatcher = dispatcher
         self._batches = batches
+        self._overflow = overflow
         self._clock = clock
         self._wall_clock = wall_clock
         self._default_timeout_s = default_timeout_s
@@ -68,12 +73,21 @@ class Gateway:
         return model
 
     async def infer(
-        self, request: InferRequest, name: str, version: str, timeout_s: float | None
+        self,
+        request: InferRequest,
+        name: str,
+        version: str,
+        timeout_s: float | None,
+        *,
+        priority: str | None = None,
+        client: str = "",
     ) -> InferReply:
         """Answer a request for a model; outputs come in the order that was asked for.
 
         The earlier of `timeout_s` and the request's `timeout` parameter (µs) counts, the default
-        where there is neither. Cancelling the coroutine cancels the request. Raises `GatewayError`.
+        where there is neither. `priority`, by name, comes before the request's `priority`
+        parameter; `client` names whose share of the devices it takes. Cancelling the coroutine
+        cancels the request. Raises `GatewayError`.
         """
         started = self._clock()
         model = self.model(name, version)
@@ -82,7 +96,8 @@ class Gateway:
             most = MAX_ITEMS if idempotent and self._batches is not None else 0
             items = check_request(request, model.signature, model.max_batch, most)
             timeout = self._timeout(request, timeout_s)
-        except OipError as error:
+            rank = priority_of(request.parameters.get("priority"), priority)
+        except ValueError as error:
             raise GatewayError(GatewayStatus.INVALID, str(error)) from None
         figures = self.statistics.of(model.name, model.version)
         wire = InferRequest(
@@ -93,12 +108,15 @@ class Gateway:
         )
         sent = self._clock()
         try:
-            reply = await self._call(wire, model, items, started + timeout, idempotent)
+            terms = _terms(model, started, timeout, idempotent, rank, client)
+            reply = await self._call(wire, model, items, terms)
             received = self._clock()
             outputs = self._outputs(reply, request, model)
-        except GatewayError:
-            figures.failed(int((self._clock() - started) * 1e9))
+        except GatewayError as error:
+            shed = error.status is GatewayStatus.EXHAUSTED
+            figures.failed(int((self._clock() - started) * 1e9), shed=shed)
             raise
+        target = reply.parameters.get("target", "")
         service_us = reply.parameters.get("service_us", 0)
         # A device cannot have merged more than the model takes.
         batch = min(max(reply.parameters.get("batch", 0), items), max(model.max_batch, items))
@@ -111,38 +129,47 @@ class Gateway:
             infer_ns=service_us * 1000,
             output_ns=int((now - received) * 1e9),
             wall_ms=int(self._wall_clock() * 1000),
+            target=target,
         )
-        told = ("device", "devices", "service_us")
+        told = ("device", "devices", "target", "service_us")
         parameters = {key: reply.parameters[key] for key in told if key in reply.parameters}
         return InferReply(outputs, model.name, model.version, request.id, parameters)
 
     async def _call(
-        self,
-        wire: InferRequest,
-        model: ServedModel,
-        items: int,
-        deadline: float,
-        idempotent: bool,
+        self, wire: InferRequest, model: ServedModel, items: int, terms: Terms
     ) -> InferReply:
-        """The answer of one device, or of several together where splitting pays."""
+        """The answer of one device, of several together where splitting pays, or of a cloud."""
 
         def replicas() -> tuple[Replica, ...]:
             return self._replicas(model)
 
-        batches = self._batches
-        if batches is not None and idempotent and batches.pays(wire, model, items):
+        job = Job(wire, model, replicas, items, terms)
+        batches, overflow = self._batches, self._overflow
+        if batches is not None and terms.idempotent and batches.pays(wire, model, items):
+            if overflow is not None:
+                overflow.split(job)
             try:
-                return await batches.call(wire, model, replicas, items, deadline)
+                return await batches.call(wire, model, replicas, items, terms.deadline)
             except JoinError as error:
                 # Output sizes depend on the data: only one device can answer the whole.
                 if items > model.max_batch:
                     raise GatewayError(GatewayStatus.INTERNAL, str(error)) from None
+            except GatewayError as error:
+                # A target takes it only as a whole.
+                if overflow is None or items > model.max_batch:
+                    raise
+                return await overflow.rescue(job, error)
+        if overflow is not None:
+            return await overflow.call(job)
         reply, ticket = await self._dispatcher.call(
-            wire, replicas, items, deadline, idempotent=idempotent, sharded=model.sharded
+            wire,
+            replicas,
+            items,
+            terms.deadline,
+            idempotent=terms.idempotent,
+            sharded=model.sharded,
         )
-        reply.parameters.pop("devices", None)
-        reply.parameters["device"] = ticket.device
-        return reply
+        return by_device(reply, ticket.device)
 
     def _replicas(self, model: ServedModel) -> tuple[Replica, ...]:
         current = self.table.find(model.name, model.version)
@@ -181,3 +208,15 @@ class Gateway:
                     raise GatewayError(GatewayStatus.INVALID, str(error)) from None
             outputs.append(tensor)
         return outputs
+
+
+def _terms(
+    model: ServedModel,
+    started: float,
+    timeout: float,
+    idempotent: bool,
+    priority: Priority,
+    client: str,
+) -> Terms:
+    due = timeout if model.slo_ms is None else min(timeout, model.slo_ms / 1e3)
+    return Terms(started, started + due, started + timeout, idempotent, priority, client)

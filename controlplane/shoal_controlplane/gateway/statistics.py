@@ -39,6 +39,10 @@ class ModelFigures:
     executions: float = 0.0
     last_ms: int = 0
     by_batch: dict[int, _Total] = field(default_factory=dict)
+    shed: int = 0
+    """Of the failures: there was no room for the request."""
+    spilled: dict[str, int] = field(default_factory=dict)
+    """Answers of targets in the cloud."""
     histogram: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
 
     def answered(
@@ -51,8 +55,10 @@ class ModelFigures:
         infer_ns: int,
         output_ns: int,
         wall_ms: int,
+        target: str = "",
     ) -> None:
-        """One answer: `infer_ns` is the device's compute time for a batch of `batch` items."""
+        """One answer: `infer_ns` is the device's compute time for a batch of `batch` items, unless
+        a `target` answered."""
         self.success.add(total_ns)
         self.compute_input.add(input_ns)
         self.compute_infer.add(infer_ns)
@@ -63,14 +69,18 @@ class ModelFigures:
         # Each answer is the share of an execution that it made up.
         self.executions += items / max(batch, items)
         self.last_ms = wall_ms
+        self.histogram[bisect_left(BUCKETS_S, total_ns / 1e9)] += 1
+        if target:
+            self.spilled[target] = self.spilled.get(target, 0) + 1
+            return
         per_batch = self.by_batch.get(batch)
         if per_batch is None:
             per_batch = self.by_batch[batch] = _Total()
         per_batch.add(infer_ns)
-        self.histogram[bisect_left(BUCKETS_S, total_ns / 1e9)] += 1
 
-    def failed(self, total_ns: int) -> None:
+    def failed(self, total_ns: int, *, shed: bool = False) -> None:
         self.fail.add(total_ns)
+        self.shed += shed
 
 
 class Statistics:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from shoal_controlplane.gateway.call import Call
+import structlog
+
+from shoal_controlplane.gateway.call import Answer, Call, read_answer
 from shoal_controlplane.gateway.errors import GatewayStatus
 from shoal_controlplane.gateway.router import Ticket
+from shoal_shared.publish import Message
+
+log = structlog.get_logger("gateway")
 
 MAX_STRANDED = 1024
 MAX_OVERDUE = 1024
@@ -38,8 +43,8 @@ class Stranded:
 
 
 class Overdue:
-    """Attempts on pipelines whose replies are of interest although another place has answered:
-    that is how slow ones show themselves. The newest `MAX_OVERDUE` are kept."""
+    """Attempts whose replies are of interest although another place has answered: that is how
+    slow ones show themselves. The newest `MAX_OVERDUE` are kept."""
 
     def __init__(self) -> None:
         self._tickets: dict[bytes, Ticket] = {}
@@ -53,6 +58,13 @@ class Overdue:
         while len(self._tickets) > MAX_OVERDUE:
             del self._tickets[next(iter(self._tickets))]
 
-    def take(self, key: bytes) -> Ticket | None:
-        """The attempt that a reply belongs to, once."""
-        return self._tickets.pop(key, None)
+    def take(self, message: Message) -> tuple[Ticket, Answer] | None:
+        """The attempt that a reply belongs to, once; None if there is none, or it cannot be
+        read."""
+        ticket = self._tickets.pop(message.correlation or b"", None)
+        if ticket is not None:
+            try:
+                return ticket, read_answer(message, ticket)
+            except ValueError as error:
+                log.warning("unreadable reply", device=ticket.device, error=str(error))
+        return None

@@ -47,9 +47,9 @@ def secret(reference: str) -> str:
                 Fault.CREDENTIALS,
                 f"the variable {rest} is not set in the environment of the control plane",
             )
-        return value
+        return _one_line(value, f"the variable {rest}")
     if kind == "file":
-        return private_file(Path(rest)).decode("utf-8", "replace").strip()
+        return _one_line(private_file(Path(rest)).decode("utf-8", "replace").strip(), rest)
     raise TargetError(Fault.CREDENTIALS, "this target needs a credential: env:NAME or file:/path")
 
 
@@ -57,7 +57,7 @@ def private_file(path: Path) -> bytes:
     """The content of a file that belongs to this user, or root, and that no one else may read.
     Raises `TargetError` CREDENTIALS."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_at_once) as file:
             # Of the open file, so that it cannot be exchanged in between.
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -77,3 +77,14 @@ def private_file(path: Path) -> bytes:
     if not content.strip() or len(content) > MAX_SECRET:
         raise TargetError(Fault.CREDENTIALS, f"{path} holds no credential")
     return content
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Not waiting for a writer, where it is a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _one_line(value: str, where: str) -> str:
+    if not value.isprintable():
+        raise TargetError(Fault.CREDENTIALS, f"{where} holds no credential of one line")
+    return value

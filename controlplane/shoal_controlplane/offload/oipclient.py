@@ -1,7 +1,8 @@
 """Open Inference Protocol v2 over HTTP, as a client: keep-alive, binary tensors, checked answers.
 
 All kinds of targets answer through it. Servers are outside: every answer is bounded in size and
-time and checked against the model's signature before anyone sees it.
+time and checked against the model's signature before anyone sees it. No error repeats a header
+that was sent: credentials travel there.
 
 Source: Open Inference Protocol v2 (REST), "Binary Tensor Data Extension".
 """
@@ -21,7 +22,10 @@ from shoal_shared.oip import InferReply, InferRequest, OipError, RequestedOutput
 from shoal_shared.signature import ModelSignature, shape_fits
 
 MAX_REPLY = 256 * 1024 * 1024
+MAX_REFUSAL = 64 * 1024
 MAX_SENTENCE = 300
+_SECRET = 6
+"""Characters from which on a word of a header may be a secret."""
 _FAULTS = {
     400: Fault.INVALID,
     401: Fault.CREDENTIALS,
@@ -76,15 +80,10 @@ class OipClient:
             oip.HEADER_LENGTH: str(length),
             **(headers or {}),
         }
-        try:
-            async with asyncio.timeout(timeout_s):
-                status, told, body = await self._post(f"{url}/infer", b"".join(buffers), sent)
-        except TimeoutError:
-            raise TargetError(
-                Fault.TIMEOUT, f"{_host(url)} did not answer within {timeout_s * 1e3:.0f} ms"
-            ) from None
+        content = b"".join(buffers)
+        status, told, body = await self._exchange("POST", f"{url}/infer", content, sent, timeout_s)
         if status != httpx.codes.OK:
-            raise _refusal(url, status, told, body)
+            raise _refusal(url, status, told, body, sent)
         return _checked(url, told, body, names, signature)
 
     async def ready(
@@ -92,42 +91,65 @@ class OipClient:
     ) -> bool:
         """Whether the model at `url` says that it is ready. Raises `TargetError` where the server
         cannot be reached or refuses the credentials."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                answer = await self._http.get(f"{url}/ready", headers=dict(headers or {}))
-        except TimeoutError:
-            raise TargetError(Fault.TIMEOUT, f"{_host(url)} does not answer") from None
-        except httpx.HTTPError as error:
-            raise _broken(url, error) from None
-        if _FAULTS.get(answer.status_code) is Fault.CREDENTIALS:
-            raise _refusal(url, answer.status_code, answer.headers, answer.content)
-        return answer.status_code == httpx.codes.OK
+        sent = dict(headers or {})
+        status, told, body = await self._exchange("GET", f"{url}/ready", b"", sent, timeout_s)
+        if _FAULTS.get(status) is Fault.CREDENTIALS:
+            raise _refusal(url, status, told, body, sent)
+        return status == httpx.codes.OK
 
     async def close(self) -> None:
         """End all sessions."""
         await self._http.aclose()
 
-    async def _post(
-        self, url: str, content: bytes, headers: Mapping[str, str]
+    async def _exchange(
+        self, method: str, url: str, content: bytes, headers: Mapping[str, str], timeout_s: float
     ) -> tuple[int, httpx.Headers, bytes]:
-        parts: list[bytes] = []
-        size = 0
+        """Status, headers and body of the answer, which ends within `timeout_s`."""
+        # Compressed, an answer of any size would be a small one.
+        sent = {**headers, "accept-encoding": "identity"}
         try:
-            async with self._http.stream(
-                "POST", url, content=content, headers=dict(headers), timeout=None
-            ) as answer:
-                async for part in answer.aiter_bytes():
-                    size += len(part)
-                    if size > MAX_REPLY:
-                        raise TargetError(
-                            Fault.BROKEN, f"{_host(url)} sends more than {MAX_REPLY} bytes"
-                        )
-                    parts.append(part)
-                return answer.status_code, answer.headers, b"".join(parts)
+            async with (
+                asyncio.timeout(timeout_s),
+                self._http.stream(
+                    method, url, content=content, headers=sent, timeout=None
+                ) as answer,
+            ):
+                return answer.status_code, answer.headers, await _body(url, answer)
+        except TimeoutError:
+            raise TargetError(
+                Fault.TIMEOUT, f"{_host(url)} did not answer within {timeout_s * 1e3:.0f} ms"
+            ) from None
         except httpx.InvalidURL as error:
             raise TargetError(Fault.UNREACHABLE, f"{_host(url)} is no address: {error}") from None
+        except (httpx.LocalProtocolError, UnicodeError):
+            # The text of the error has the header.
+            raise TargetError(
+                Fault.CREDENTIALS,
+                f"the credential for {_host(url)} has characters that no header can carry",
+            ) from None
         except httpx.HTTPError as error:
-            raise _broken(url, error) from None
+            said = _printable(str(error), headers) or type(error).__name__
+            raise TargetError(
+                Fault.UNREACHABLE, f"{_host(url)} cannot be reached: {said}"
+            ) from None
+
+
+async def _body(url: str, answer: httpx.Response) -> bytes:
+    """The body as it was sent. What is too long of a refusal is left unread."""
+    encoding = answer.headers.get("content-encoding", "identity")
+    good = answer.status_code == httpx.codes.OK
+    if good and encoding != "identity":
+        raise TargetError(Fault.BROKEN, f"{_host(url)} sends what it was not asked for: {encoding}")
+    parts: list[bytes] = []
+    size = 0
+    async for part in answer.aiter_raw():
+        size += len(part)
+        parts.append(part)
+        if size > MAX_REFUSAL and not good:
+            break
+        if size > MAX_REPLY:
+            raise TargetError(Fault.BROKEN, f"{_host(url)} sends more than {MAX_REPLY} bytes")
+    return b"".join(parts)
 
 
 def _checked(
@@ -163,24 +185,27 @@ def _checked(
     return replace(reply, outputs=[given[name] for name in names], parameters={})
 
 
-def _refusal(url: str, status: int, headers: Mapping[str, str], body: bytes) -> TargetError:
-    fault = _FAULTS.get(status, Fault.BROKEN if status >= 500 else Fault.INVALID)
-    retry = headers.get("retry-after", "")
+def _refusal(
+    url: str, status: int, told: httpx.Headers, body: bytes, sent: Mapping[str, str]
+) -> TargetError:
+    fault = _FAULTS.get(status, Fault.BROKEN)
+    retry = told.get("retry-after", "")
     retry_after_s = float(retry) if retry.isdecimal() and len(retry) < 6 else None
-    # What a server says to wrong credentials may repeat them.
-    said = "" if fault is Fault.CREDENTIALS else _sentence(body)
-    return TargetError(fault, f"{_host(url)} answered {status}{said}", retry_after_s)
+    said = "" if fault is Fault.CREDENTIALS else _printable(body[: 4 * MAX_SENTENCE], sent)
+    return TargetError(
+        fault, f"{_host(url)} answered {status}{': ' if said else ''}{said}", retry_after_s
+    )
 
 
-def _sentence(body: bytes) -> str:
-    text = " ".join(body[: 4 * MAX_SENTENCE].decode("utf-8", "replace").split())
-    printable = "".join(c for c in text if c.isprintable())[:MAX_SENTENCE]
-    return f": {printable}" if printable else ""
-
-
-def _broken(url: str, error: httpx.HTTPError) -> TargetError:
-    said = str(error) or type(error).__name__
-    return TargetError(Fault.UNREACHABLE, f"{_host(url)} cannot be reached: {said[:MAX_SENTENCE]}")
+def _printable(said: str | bytes, sent: Mapping[str, str]) -> str:
+    """What a server said, as one short line without the words of the headers that were sent."""
+    text = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
+    text = " ".join(text.split())
+    for value in sent.values():
+        for word in value.split():
+            if len(word) >= _SECRET:
+                text = text.replace(word, "…")
+    return "".join(c for c in text if c.isprintable())[:MAX_SENTENCE]
 
 
 def _host(url: str) -> str:

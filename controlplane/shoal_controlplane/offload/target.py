@@ -115,12 +115,14 @@ class CloudTarget(Protocol):
         UNSUPPORTED what can never run there."""
 
     async def scale(self, model: ModelKey, replicas: int) -> None:
-        """Ask for so many replicas of a deployed model; `health` tells when they are there."""
+        """Ask for so many replicas of a deployed model; `health` tells when they are there.
+        Raises NOT_DEPLOYED for a model that is not there, as `infer` and `health` do."""
 
     async def infer(self, model: ModelKey, request: InferRequest, timeout_s: float) -> InferReply:
         """Answer a request, whose inputs were checked against the model's signature.
 
-        The reply holds exactly the outputs asked for, checked against the signature."""
+        The reply holds exactly the outputs asked for, checked against the signature. Raises
+        NOT_DEPLOYED where no replica is ready."""
 
     async def health(self, model: ModelKey) -> Health:
         """How the model fares."""

@@ -43,6 +43,30 @@ def test_variables_are_converted() -> None:
     assert config.database_url == "postgresql://db/shoal"
 
 
+def test_the_address_for_others_may_end_in_a_slash() -> None:
+    assert load_config(None, {"SHOAL_URL": "https://shoal.example:8443/"}).url == (
+        "https://shoal.example:8443"
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "shoal.example",
+        "ftp://x",
+        "http://",
+        "http://a b",
+        "http://u@h",
+        "http://h:99999",
+        "http://h?q",
+        "http://[::1",
+    ],
+)
+def test_what_is_no_address_is_told(url: str) -> None:
+    with pytest.raises(ConfigError, match="is not of the form"):
+        load_config(None, {}, url=url)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

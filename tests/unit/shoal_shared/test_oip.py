@@ -122,6 +122,16 @@ def test_a_request_as_clients_write_it() -> None:
     assert request.outputs == [RequestedOutput("y", False, 2)]
 
 
+def test_a_reply_as_kserve_writes_it_has_null_for_what_it_does_not_know() -> None:
+    body = (
+        b'{"model_name":null,"model_version":null,"id":"7","parameters":null,"outputs":'
+        b'[{"name":"y","shape":[1],"datatype":"FP32","parameters":null,"data":[0.5]}]}'
+    )
+    reply = oip.decode_reply(body)
+    assert (reply.model_name, reply.model_version, reply.parameters) == ("", "", {})
+    assert reply.outputs[0].data.tolist() == [0.5]
+
+
 def test_json_and_binary_inputs_mixed() -> None:
     header = {
         "inputs": [

@@ -2,6 +2,7 @@
 
 import { follow, get, list, Refused } from "./api.js";
 import { age, clock } from "./format.js";
+import { targets } from "./targets.js";
 import * as view from "./view.js";
 
 const EVERY_MS = 3000;
@@ -21,6 +22,7 @@ const state = {
   more: false,
   deployments: [],
   plans: [],
+  targets: [],
   models: [],
   details: new Map(),
   events: [],
@@ -44,9 +46,10 @@ async function refresh() {
   clearTimeout(timer);
   const began = Date.now();
   try {
-    const [devices, deployments, models, health] = await Promise.all([
+    const [devices, deployments, places, models, health] = await Promise.all([
       list("api/v1/devices", MOST_DEVICES),
       list("api/v1/deployments", MOST_OTHERS),
+      list("api/v1/targets", MOST_OTHERS),
       list("api/v1/models", MOST_OTHERS),
       readiness(),
     ]);
@@ -59,6 +62,7 @@ async function refresh() {
       more: devices.more,
       deployments: deployments.items,
       plans: plans.items,
+      targets: places.items,
       models: models.items,
       unready: health.unready,
       skew: health.now - Date.now(),
@@ -195,6 +199,7 @@ function render() {
   view.overview({ ...state, throughput: throughput() });
   view.devices(state.devices, state.more, find("filter").value, state.readAt + state.skew, open);
   view.deployments(state.deployments, state.plans, true, open);
+  targets(state.targets, true);
   view.models(state.models, state.details, true);
   renderDrawer();
 }

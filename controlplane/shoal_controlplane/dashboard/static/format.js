@@ -41,6 +41,12 @@ export function rate(value) {
   return value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString();
 }
 
+/** An amount of whatever currency, with at least three figures: 0, 1.20, 0.00042. */
+export function money(amount) {
+  if (amount === 0) return "0";
+  return amount >= 0.995 ? amount.toFixed(2) : String(Number(amount.toPrecision(3)));
+}
+
 const CPU = ["CPUExecutionProvider", "CPU", "XNNPACK"];
 
 /** Where a model runs: "100 % QNN (97 of 97 nodes)", "CPU only", "CUDA, not proven". */

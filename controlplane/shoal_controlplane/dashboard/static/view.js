@@ -5,13 +5,13 @@ import { age, clock, milliseconds, percent, providers, rate, runsOn, size } from
 
 // An online device reports every few seconds; after this it says less than it should.
 const SILENT_MS = 30000;
-const NONE = "–";
+export const NONE = "–";
 
 const find = (id) => document.getElementById(id);
 
 /** A state in its colour. */
-function badge(state) {
-  return h("span", { class: `badge ${state}` }, state);
+export function badge(state) {
+  return h("span", { class: `badge ${state}` }, state.replaceAll("_", " "));
 }
 
 /** How long ago, kept right by `tick`. */
@@ -131,11 +131,11 @@ function deviceRow(device, now, open) {
   );
 }
 
-function cell(label, ...children) {
+export function cell(label, ...children) {
   return h("td", { "data-label": label }, h("div", {}, ...children));
 }
 
-function number(label, ...children) {
+export function number(label, ...children) {
   const made = cell(label, ...children);
   made.className = "number";
   return made;
@@ -172,7 +172,7 @@ function load(fraction) {
   return gauge({ max: 1, high: 0.9, value: Math.min(fraction, 1) }, percent(fraction));
 }
 
-function gauge(attributes, text) {
+export function gauge(attributes, text) {
   return h("span", { class: "gauge" }, h("meter", { min: 0, "aria-hidden": "true", ...attributes }), h("span", { class: "figures" }, text));
 }
 
@@ -213,6 +213,7 @@ function deploymentRow(deployment, open) {
     cell(
       "State",
       badge(deployment.state),
+      deployment.saturation && deployment.saturation.level !== "calm" ? badge(deployment.saturation.level) : null,
       deployment.require_accelerator ? h("span", { class: "tag" }, "accelerator required") : null,
     ),
     cell(
@@ -221,8 +222,20 @@ function deploymentRow(deployment, open) {
       deployment.all ? h("span", { class: "tag" }, "all") : null,
     ),
     cell("Devices", plan ? pipeline(plan, open) : chips.length ? chips : NONE),
-    cell("Reason", deployment.reason || plan?.reason || NONE),
+    cell("Reason", reasons(deployment, plan)),
   );
+}
+
+/** What keeps a deployment from being ready, how full its devices are, and where the rest may go. */
+function reasons(deployment, plan) {
+  const { saturation, offload } = deployment;
+  const busy = saturation && (saturation.level !== "calm" || saturation.shed > 0 || Object.values(saturation.spilled).some(Boolean));
+  const lines = [
+    deployment.reason || plan?.reason,
+    busy && saturation.sentence,
+    offload.length ? `may offload to ${offload.join(", ")}` : "",
+  ].filter(Boolean);
+  return lines.length ? lines.map((line) => h("p", { class: "line" }, line)) : NONE;
 }
 
 /** The stages of a sharded model as a row of devices with arrows, and how the plan is. */
@@ -303,7 +316,7 @@ export function events(items, known) {
   empty("events", items, known, "Nothing has happened yet.");
 }
 
-function empty(section, items, known, text) {
+export function empty(section, items, known, text) {
   const note = find(`${section}-empty`);
   note.hidden = items.length > 0;
   if (known) note.textContent = text;
@@ -311,7 +324,7 @@ function empty(section, items, known, text) {
 
 /** Before anything was read: an empty list would be a claim. */
 export function nothingKnown() {
-  for (const section of ["devices", "deployments", "models", "events"]) {
+  for (const section of ["devices", "deployments", "targets", "models", "events"]) {
     find(`${section}-empty`).textContent = "Not known";
   }
 }

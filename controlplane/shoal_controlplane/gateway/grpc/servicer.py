@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypedDict
 
 import grpc
 import structlog
@@ -31,8 +31,11 @@ from shoal_controlplane.gateway.grpc.convert import (
 )
 from shoal_controlplane.gateway.grpc.descriptor import SERVICE, message_class
 from shoal_controlplane.gateway.service import Gateway
+from shoal_shared.names import checked_name
 
 STREAM_METHOD: Final = "ModelStreamInfer"
+PRIORITY_KEY: Final = "shoal-priority"
+CLIENT_KEY: Final = "shoal-client"
 MAX_IN_FLIGHT: Final = 256
 """Requests of one stream that are answered at a time; further ones wait unread."""
 
@@ -147,6 +150,7 @@ class Servicer(grpc.GenericRpcHandler):
             request.model_name,
             request.model_version,
             context.time_remaining(),
+            **_caller(context),
         )
         return response_of(reply)
 
@@ -225,6 +229,27 @@ class Servicer(grpc.GenericRpcHandler):
 def _serialize(message: Any) -> bytes:
     data: bytes = message.SerializeToString()
     return data
+
+
+class _Caller(TypedDict):
+    priority: str | None
+    client: str
+
+
+def _caller(context: Context) -> _Caller:
+    """How much a call's requests matter, and who makes it: as its metadata says, else the peer's
+    address without the port, which differs by connection."""
+    found = {str(key): value for key, value in context.invocation_metadata() or ()}
+    priority, client = found.get(PRIORITY_KEY), found.get(CLIENT_KEY)
+    if client is None:
+        kind, _, address = str(context.peer()).partition(":")
+        client = address.rpartition(":")[0] if kind in ("ipv4", "ipv6") else kind
+    else:
+        try:
+            checked_name(str(client), "the name in shoal-client")
+        except ValueError as error:
+            raise GatewayError(GatewayStatus.INVALID, str(error)) from None
+    return {"priority": None if priority is None else str(priority), "client": str(client)}
 
 
 def _refusal(method: str) -> Any:

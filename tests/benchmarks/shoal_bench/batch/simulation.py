@@ -16,7 +16,7 @@ from shoal_controlplane.gateway.router import Router
 from shoal_controlplane.gateway.table import Replica, ServedModel
 from shoal_shared import oip
 from shoal_shared.oip import InferReply, InferRequest, Tensor
-from shoal_shared.publish import Handler, Message, PublishProperties, decode_publish
+from shoal_shared.publish import CANCEL, Handler, Message, PublishProperties, decode_publish
 from shoal_shared.signature import ModelSignature, TensorSpec
 from shoal_shared.topics import Topics
 
@@ -57,6 +57,8 @@ class SimulatedDevices:
         name = topic.encode()
         packet = len(name).to_bytes(2, "big") + name + properties.pack() + payload
         message = decode_publish(0, packet)
+        if CANCEL in message.user_properties:
+            return True  # What is planned is computed.
         parsed = TOPICS.parse_device(topic)
         assert parsed is not None
         request = oip.decode_request(payload, int(message.user_properties[oip.HEADER_LENGTH]))

@@ -7,7 +7,8 @@ import random
 from collections.abc import Sequence
 
 from shoal_bench.router.simulation import Device, Simulation
-from shoal_controlplane.gateway.router import Router, RouterSettings, Ticket
+from shoal_controlplane.gateway.predictions import RouterSettings
+from shoal_controlplane.gateway.router import Router, Ticket
 from shoal_controlplane.gateway.table import Replica
 from shoal_shared.profiles import fit
 

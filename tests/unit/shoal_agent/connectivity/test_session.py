@@ -7,7 +7,7 @@ import pytest
 
 from shoal_agent.connectivity import session as session_module
 from shoal_agent.connectivity.exchange import Exchange
-from shoal_agent.connectivity.session import DeviceSession, Reply
+from shoal_agent.connectivity.session import DeviceSession, Key, Reply
 from shoal_agent.connectivity.transport import Transport
 from shoal_agent.identity.device import Identity
 from shoal_shared.messages import Board as BoardDescription
@@ -20,7 +20,7 @@ from shoal_shared.messages import (
     encode_document,
 )
 from shoal_shared.oip import HEADER_LENGTH
-from shoal_shared.publish import Handler, Message, PublishProperties, decode_publish
+from shoal_shared.publish import CANCEL, Handler, Message, PublishProperties, decode_publish
 from shoal_shared.status import Presence
 from shoal_shared.tensors import Buffer
 
@@ -83,7 +83,8 @@ class Rig:
     def __init__(self) -> None:
         self.transport = FakeTransport()
         self.desired: list[Desired] = []
-        self.requests: list[tuple[bytes, int | None, float | None, Reply]] = []
+        self.requests: list[tuple[bytes, int | None, float | None, Reply, Key | None]] = []
+        self.cancelled: list[Key] = []
         self.connections: list[bool] = []
         self.session = DeviceSession(
             self.transport,
@@ -91,6 +92,7 @@ class Rig:
             Identity("d1", "boot"),
             on_desired=self.desired.append,
             infer=lambda *request: self.requests.append(request),
+            cancel=self.cancelled.append,
             on_connection=self.connections.append,
             clock=lambda: 100.0,
         )
@@ -193,8 +195,36 @@ def test_a_good_goal_document_is_handed_on(rig: Rig) -> None:
 
 def test_a_request_is_handed_on_with_its_deadline(rig: Rig) -> None:
     rig.receive("infer", request())
-    ((payload, header_length, expires_at, _),) = rig.requests
+    ((payload, header_length, expires_at, _, key),) = rig.requests
+    assert key == (REPLIES, b"12345678")
     assert (payload, header_length, expires_at) == (b"request", 5, 103.0)
+
+
+def test_a_cancel_is_handed_on_by_the_name_of_its_request(rig: Rig) -> None:
+    rig.transport.connect()
+    before = len(rig.transport.sent)
+    rig.receive("infer", request(b"", user_properties={CANCEL: "1"}))
+    assert rig.cancelled == [(REPLIES, b"12345678")]
+    assert rig.requests == []
+    assert len(rig.transport.sent) == before
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"response_topic": None},
+        {"correlation": None},
+        {"correlation": b""},
+        {"retain": True},
+    ],
+)
+def test_a_cancel_that_names_nothing_is_dropped_without_a_word(
+    rig: Rig, caplog: pytest.LogCaptureFixture, message: dict[str, object]
+) -> None:
+    facts: dict[str, object] = {"user_properties": {CANCEL: "1"}}
+    rig.receive("infer", request(b"", **facts | message))
+    assert rig.cancelled == rig.requests == []
+    assert caplog.records == []
 
 
 def test_a_request_without_properties_has_no_deadline(rig: Rig) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shoal_agent.serving.batch import Outcome
 from shoal_agent.serving.queue import Limits
-from shoal_agent.serving.request import Pending
+from shoal_agent.serving.request import Key, Pending
 from shoal_agent.serving.scheduler import SLOTS, ModelQueue, Scheduler
 from shoal_shared.oip import InferRequest, Tensor
 from shoal_shared.profiles import Profile
@@ -71,10 +73,10 @@ class Desk:
         profile = Profile(samples=samples, intercept_ms=100, slope_ms=c, knee=sizes[-1])
         return ModelQueue(Echo(), Limits.of(profile, sizes[-1]))
 
-    def add(self, queue: ModelQueue, deadline: float = math.inf) -> int:
+    def add(self, queue: ModelQueue, deadline: float = math.inf, key: Key | None = None) -> int:
         number = next(self.numbers)
         request = InferRequest([Tensor("x", "FP32", np.full((1, 1), number, "<f4"))])
-        pending = Pending(number, 1, (), self.now, deadline, request, lambda *_: None)
+        pending = Pending(number, 1, (), self.now, deadline, request, lambda *_: None, key)
         self.scheduler.add(queue, pending)
         return number
 
@@ -212,3 +214,118 @@ async def test_a_reply_may_bring_the_next_request_at_once(desk: Desk) -> None:
     assert numbers == sorted(set(numbers)) == list(range(len(numbers)))
     assert len(numbers) == 23
     assert desk.scheduler.depth == 0
+
+
+def key(number: int, gateway: str = "g1") -> Key:
+    return (gateway, bytes([number]))
+
+
+async def test_what_waits_can_be_cancelled_and_what_runs_cannot(desk: Desk) -> None:
+    queue = desk.queue((1,))
+    for n in range(5):
+        desk.add(queue, key=key(n))
+    run, done = desk.accelerator.jobs.pop(0)
+    result = run()  # The first one runs, the second one is next.
+    assert [desk.scheduler.cancel(key(n)) for n in (0, 1, 3, 3, 9)] == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert desk.scheduler.depth == queue.depth == 3
+    done(result)
+    desk.finish_all()
+    assert [number for number, _ in desk.done] == [0, 2, 4]
+    assert desk.scheduler.depth == queue.depth == 0
+    assert queue.empty.is_set()
+    assert not desk.scheduler.cancel(key(0))
+
+
+async def test_a_batch_runs_without_what_was_cancelled(desk: Desk) -> None:
+    queue = desk.queue()
+    for n in range(9):
+        desk.add(queue, key=key(n))
+    run, done = desk.accelerator.jobs.pop(0)
+    done(run())
+    assert desk.scheduler.cancel(key(3))
+    desk.finish_all()
+    assert [number for number, _ in desk.done] == [0, 1, 2, 4, 5, 6, 7, 8]
+    assert [outcome.batch for _, outcome in desk.done] == [1, *[7] * 7]
+    assert [outcome.outputs["y"].item() for _, outcome in desk.done] == [0, 1, 2, 4, 5, 6, 7, 8]
+
+
+async def test_what_is_cancelled_while_its_batch_begins_is_not_answered(desk: Desk) -> None:
+    queue = desk.queue((1,))
+    desk.add(queue, key=key(0))
+    desk.scheduler.cancel(key(0))
+    run, done = desk.accelerator.jobs.pop(0)
+    assert run() == ([], [])
+    done(MemoryError())
+    assert desk.done == []
+    assert (desk.scheduler.depth, queue.running) == (0, 0)
+
+
+async def test_cancelling_the_last_request_empties_the_queue_and_lets_others_run(
+    desk: Desk,
+) -> None:
+    first, other = desk.queue((1,)), desk.queue((1,))
+    desk.add(other, key=key(0))
+    desk.add(other, key=key(1))
+    desk.add(first, key=key(2))
+    assert desk.scheduler.cancel(key(2))
+    assert first.empty.is_set()
+    assert not other.empty.is_set()
+    desk.finish_all()
+    assert [number for number, _ in desk.done] == [0, 1]
+
+
+Step = tuple[str, int, str]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["add", "cancel", "begin", "finish", "expire"]),
+            st.integers(0, 5),
+            st.sampled_from(["g1", "g2"]),
+        ),
+        max_size=60,
+    )
+)
+def test_a_cancelled_request_is_never_answered_and_every_other_one_is(steps: list[Step]) -> None:
+    async def run() -> None:
+        desk = Desk()
+        queues = [desk.queue((1, 2, 4)), desk.queue((1,))]
+        alive: dict[Key, int] = {}
+        expected: set[int] = set()
+        begun: list[tuple[Any, Callable[[Any], None]]] = []
+        for step, n, gateway in steps:
+            name = key(n, gateway)
+            if step == "add" and name not in alive:
+                deadline = desk.now + 1.0 if n == 5 else math.inf
+                alive[name] = desk.add(queues[n % 2], deadline, name)
+                expected.add(alive[name])
+            elif step == "cancel" and desk.scheduler.cancel(name):
+                expected.remove(alive.pop(name))
+            elif step == "begin" and desk.accelerator.jobs:
+                work, done = desk.accelerator.jobs.pop(0)
+                begun.append((work(), done))
+            elif step == "finish" and begun:
+                result, done = begun.pop(0)
+                done(result)
+            elif step == "expire":
+                desk.now += 0.5
+            answered = {number for number, _ in desk.done} | set(desk.expired)
+            alive = {k: number for k, number in alive.items() if number not in answered}
+            assert answered <= expected
+            assert desk.scheduler.depth == sum(q.depth for q in queues) == len(alive)
+        for result, done in begun:
+            done(result)
+        desk.finish_all()
+        answers = [number for number, _ in desk.done] + desk.expired
+        assert sorted(answers) == sorted(expected)
+        assert desk.scheduler.depth == 0
+        assert not desk.scheduler._keyed
+
+    asyncio.run(run())

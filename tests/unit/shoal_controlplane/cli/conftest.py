@@ -14,7 +14,7 @@ from starlette.routing import Route
 from support.loopback import serving
 from typer.testing import CliRunner
 
-from shoal_controlplane.cli import deployment, device, infer, model, plan
+from shoal_controlplane.cli import deployment, device, infer, model, plan, target
 from shoal_controlplane.cli.root import make_app
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
@@ -110,7 +110,7 @@ def plane(_served: Plane) -> Plane:
 @pytest.fixture
 def run() -> Callable[..., Outcome]:
     """Run the command in this process; an exception that it lets out fails the test."""
-    app = make_app(module.register for module in (device, model, deployment, plan, infer))
+    app = make_app(module.register for module in (device, model, deployment, plan, target, infer))
 
     def invoke(*arguments: str, env: dict[str, str] | None = None) -> Outcome:
         result = CliRunner().invoke(app, list(arguments), env=env)

@@ -313,3 +313,27 @@ def test_waiting_goes_on_while_one_replica_is_under_way(documents):
     waiting = Waiting(moving, moving, documents.deployment("ready"))
     assert waiting.settle(60.0)["state"] == "ready"
     assert len(waiting.told) == 2
+
+
+def test_targets_are_sent_and_shown_with_how_full_the_devices_are(plane, shoal, documents):
+    full = {"level": "saturated", "sentence": "saturated since 12:03:10: rho 1.31"}
+    document = documents.deployment(offload=["aks", "ray"], saturation=full)
+    plane.answers[f"POST {DEPLOYMENTS}"] = JSONResponse(document, 201)
+    done = shoal("deployment", "create", "m", "--offload", "aks", "--offload", "ray", "--no-wait")
+    assert done.code == 0
+    assert json.loads(plane.calls[0].body)["offload"] == ["aks", "ray"]
+    plane.answers[f"GET {DEPLOYMENTS}/m"] = document
+    plane.pages(PROFILES, [])
+    out = shoal("deployment", "show", "m").out
+    assert "aks, ray" in out and "saturated since 12:03:10: rho 1.31" in out
+    plane.pages(DEPLOYMENTS, [document])
+    row = shoal("deployment", "list").out.splitlines()[1]
+    assert row.endswith("aks, ray  saturated since 12:03:10: rho 1.31")
+    calm = {"level": "calm", "sentence": "calm: rho 0.10"}
+    plane.pages(DEPLOYMENTS, [{**document, "saturation": calm}])
+    assert shoal("deployment", "list").out.splitlines()[1].endswith("aks, ray  -")
+
+
+def test_a_target_has_a_name(plane, shoal):
+    assert shoal("deployment", "create", "m", "--offload", "a/b").code == 2
+    assert plane.calls == []

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from starlette.responses import JSONResponse, Response
 
-from shoal_controlplane.cli import infer
+from shoal_controlplane.cli import asking
 from shoal_controlplane.cli.tensorfiles import brief, load_tensor, save_tensors
 from shoal_shared import oip
 from shoal_shared.oip import InferReply, Tensor
@@ -219,7 +219,7 @@ def test_outputs_that_do_not_fit_the_card_are_one_sentence(shoal, gateway, pictu
 
 
 def test_too_slow(plane, shoal, gateway, array, monkeypatch):
-    monkeypatch.setattr(infer, "GRACE_S", 0.02)
+    monkeypatch.setattr(asking, "GRACE_S", 0.02)
     given_up = threading.Event()
 
     def late(call):
@@ -276,3 +276,38 @@ def test_where_outputs_cannot_be_saved_it_is_one_sentence(shoal, gateway, array,
     done = shoal("infer", "m", "--input", f"x=@{array}", "--output", str(tmp_path / "file"))
     assert done.code == 1
     assert "cannot be saved" in done.err and done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "number"), [("interactive", 1), ("standard", 2), ("bulk", 3)])
+def test_who_goes_first_is_a_parameter_of_the_request(shoal, gateway, array, name, number):
+    done = shoal("infer", "m", "--input", f"x=@{array}", "--priority", name)
+    assert done.code == 0
+    assert gateway.requests[0].parameters["priority"] == number
+
+
+def test_a_priority_that_there_is_not(plane, shoal, array):
+    assert shoal("infer", "m", "--input", f"x=@{array}", "--priority", "urgent").code == 2
+    assert plane.calls == []
+
+
+@pytest.mark.parametrize(("given", "number"), [((), 3), (("--priority", "standard"), 2)])
+def test_a_folder_can_wait_for_others(shoal, gateway, tmp_path, given, number):
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    np.save(folder / "a.npy", np.zeros((1, 3), np.float32))
+    assert shoal("infer", "m", "--batch-dir", str(folder), *given).code == 0
+    assert [request.parameters["priority"] for request in gateway.requests] == [number]
+
+
+def test_an_answer_of_a_target_says_so(plane, shoal, gateway, array):
+    def infer(call) -> Response:
+        reply = InferReply(gateway.outputs, "m", "2", parameters={"target": "aks"})
+        buffers, length = oip.encode_reply(reply)
+        headers = {oip.HEADER_LENGTH: str(length)}
+        return Response(b"".join(bytes(part) for part in buffers), headers=headers)
+
+    plane.answers["POST /v2/models/m/versions/2/infer"] = infer
+    out = shoal("infer", "m", "--input", f"x=@{array}").out
+    assert out.splitlines()[-1].startswith("answered by target aks in ")
+    document = json.loads(shoal("infer", "m", "--input", f"x=@{array}", "-o", "json").out)
+    assert (document["target"], document["device"]) == ("aks", None)

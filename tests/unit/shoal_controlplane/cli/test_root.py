@@ -35,7 +35,9 @@ def outcome(app: typer.Typer, monkeypatch: pytest.MonkeyPatch, *arguments: str) 
 def test_help_lists_the_nouns_of_this_version_and_no_others():
     done = subprocess.run([SHOAL, "--help"], capture_output=True, text=True, timeout=60, check=True)
     offered = {line.split()[0] for line in done.stdout.split("Commands:")[1].splitlines() if line}
-    assert offered == {"up", "serve", "device", "model", "deployment", "plan", "infer"}
+    assert offered == {
+        "up", "serve", "device", "model", "deployment", "plan", "target", "infer",
+    }  # fmt: skip
 
 
 def test_help_imports_nothing_heavy():

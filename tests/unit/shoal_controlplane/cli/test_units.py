@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal_controlplane.cli.units import runs_on
+from shoal_controlplane.cli.units import money, runs_on
 from shoal_shared.placement import Placement, Proof, of_nodes
 
 QNN, CPU, CUDA = "QNNExecutionProvider", "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -32,3 +32,11 @@ QNN, CPU, CUDA = "QNNExecutionProvider", "CPUExecutionProvider", "CUDAExecutionP
 )
 def test_where_a_model_runs(placement: Placement | None, names: tuple[str, ...], text: str) -> None:
     assert runs_on(placement, names) == text
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [(0, "0"), (0.0, "0"), (1.2, "1.20"), (40, "40.00"), (0.999, "1.00"), (0.00042, "0.00042")],
+)
+def test_money(amount, text):
+    assert money(amount) == text

@@ -111,6 +111,8 @@ def fleet(
     devices: list[dict[str, Any]],
     readyz: tuple[int, str] = (200, "ready"),
     plans: tuple[dict[str, Any], ...] = (),
+    targets: tuple[dict[str, Any], ...] = (),
+    **deployed: Any,
 ) -> FastAPI:
     app = FastAPI()
     app.include_router(routes())
@@ -133,9 +135,12 @@ def fleet(
         "shards": "auto" if plans else None,
         "objective": "throughput",
         "shapes": {},
+        "offload": [],
+        "saturation": None,
         "placements": [placement],
         "created_at": datetime.now(UTC).isoformat(),
         "revision": 1,
+        **deployed,
     }
     event = {
         "id": 7,
@@ -145,7 +150,13 @@ def fleet(
         "message": f"a is online {HOSTILE}",
         "data": {},
     }
-    lists = {"devices": devices, "deployments": [deployment], "models": [], "plans": list(plans)}
+    lists = {
+        "devices": devices,
+        "deployments": [deployment],
+        "models": [],
+        "plans": list(plans),
+        "targets": list(targets),
+    }
 
     @app.get("/api/v1/events")
     async def events(request: Request) -> Response:
@@ -209,6 +220,70 @@ def plan(*stages: dict[str, Any], **more: Any) -> dict[str, Any]:
         "single": {"device": "b", "throughput_per_s": 49.0, "latency_ms": 20.4},
         "credits": 8,
         "compression": "",
+    }
+    return {**document, **more}
+
+
+def target(name: str, state: str = "ready", **more: Any) -> dict[str, Any]:
+    document = {
+        "name": name,
+        "kind": "kserve",
+        "state": state,
+        "reason": "",
+        "where": "Kubernetes v1.31.2 at https://10.0.0.4:443, namespace shoal",
+        "facts": {"version": "v1.31.2"},
+        "options": {"namespace": "shoal"},
+        "credential": "file:/etc/shoal/aks",
+        "price_per_replica_hour": 0.9,
+        "price_per_request": 0.0,
+        "cap_per_hour": 2.5,
+        "left": 1.5,
+        "spent": 3.25,
+        "spent_last_hour": 0.75,
+        "max_replicas": 3,
+        "ready": 2,
+        "deployments": ["m"],
+        "models": [on_target("m")],
+        "created_at": datetime.now(UTC).isoformat(),
+        "revision": 1,
+    }
+    return {**document, **more}
+
+
+def on_target(model: str, state: str = "ready", **more: Any) -> dict[str, Any]:
+    document = {
+        "model": model,
+        "version": "1",
+        "state": state,
+        "reason": "2 of 3 ready",
+        "ready": 2,
+        "wanted": 3,
+        "pinned": None,
+        "placed": False,
+        "deployments": ["m"],
+        "mean_ms": 41.0,
+        "p95_ms": 80.5,
+        "concurrent": 4.0,
+        "items_per_s": 60.0,
+        "price_per_request": 0.000004,
+        "in_flight": 1,
+        "requests": 1204,
+        "items": 1204,
+        "failures": 3,
+    }
+    return {**document, **more}
+
+
+def saturation(level: str, **more: Any) -> dict[str, Any]:
+    document = {
+        "level": level,
+        "since": datetime.now(UTC).isoformat(),
+        "rho": 1.31,
+        "items_per_s": 410.0,
+        "edge": 0.75,
+        "spilled": {"aks-west": 0.22},
+        "shed": 0.03,
+        "sentence": f"{level} since 12:03:10: rho 1.31; spilling 22 % to aks-west, shedding 3 %",
     }
     return {**document, **more}
 
@@ -339,11 +414,50 @@ def test_a_plan_that_is_not_made_yet_is_shown_with_its_state(show):
     assert "measuring no stages yet" in page.texts["deployment-rows"]
 
 
+def test_targets_are_shown_with_what_is_on_them_and_what_they_cost(show):
+    cold = on_target("n", "cold", ready=0, wanted=0, reason="", mean_ms=None, p95_ms=None)
+    fixed = on_target("o", "warming", ready=0, wanted=1, pinned=1, p95_ms=200.0)
+    targets = (
+        target("aks-west", models=[on_target("m"), cold, fixed]),
+        target("azure", "over_budget", reason="its budget is spent", where="", models=[], ready=0),
+        target("ray", "connecting", cap_per_hour=None, spent_last_hour=0.0, models=[], ready=0),
+        target("tpu", "failed", reason="credentials are refused: 401", cap_per_hour=0.0),
+    )
+    page = show(fleet([device("a")], targets=targets), awaited="aks-west")
+    rows = page.texts["target-rows"]
+    assert "aks-westKubernetes v1.31.2 at https://10.0.0.4:443, namespace shoalkserveready" in rows
+    assert "m:12 of 3n:1coldo:1warming, 0 of 1, fixed" in rows
+    assert "2 of 4" in rows and "80.5 ms to 200 ms" in rows and "0.75 of 2.50" in rows
+    assert "over budget" in rows and "its budget is spent" in rows
+    assert "0, no cap" in rows and "credentials are refused: 401" in rows
+    assert "hidden" in page.attributes["targets-empty"]
+
+
+def test_without_targets_the_page_says_what_that_means(show):
+    page = show(fleet([device("a")]), awaited="shoal target add")
+    assert "requests are refused" in page.texts["targets-empty"]
+    assert page.texts.get("target-rows", "") == ""
+
+
+def test_how_full_the_devices_of_a_deployment_are_is_said_where_it_matters(show):
+    full = fleet([device("a")], offload=["aks-west"], saturation=saturation("saturated"))
+    rows = show(full, awaited="spilling").texts["deployment-rows"]
+    assert "degradedsaturated" in rows
+    assert "b: the device is offlinesaturated since 12:03:10: rho 1.31; spilling 22 %" in rows
+    assert "may offload to aks-west" in rows
+    calm = saturation("calm", spilled={}, shed=0.0, edge=1.0)
+    rows = show(fleet([device("a")], saturation=calm), awaited="offline").texts["deployment-rows"]
+    assert "rho" not in rows and "calm" not in rows
+
+
 def test_what_devices_say_never_becomes_markup(show):
     hostile = plan(stage(0, (HOSTILE, HOSTILE), segments=HOSTILE))
     devices = [device("a", labels={HOSTILE: HOSTILE}, notes=[HOSTILE])]
-    page = show(fleet(devices, plans=(hostile,)), "#device/a")
-    assert page.texts["deployment-rows"].count(HOSTILE) == 2
+    targets = (target("aks", HOSTILE, where=HOSTILE, reason=HOSTILE, models=[on_target(HOSTILE)]),)
+    app = fleet(devices, plans=(hostile,), targets=targets, saturation=saturation(HOSTILE))
+    page = show(app, "#device/a")
+    assert page.texts["deployment-rows"].count(HOSTILE) == 4
+    assert page.texts["target-rows"].count(HOSTILE) == 4
     assert page.tags.count("img") == 1  # the page's own
     assert f"{HOSTILE}={HOSTILE}" in page.texts["device-rows"]
     assert HOSTILE in page.texts["event-rows"]

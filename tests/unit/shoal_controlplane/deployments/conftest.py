@@ -34,11 +34,13 @@ from shoal_controlplane.deployments.store import DeploymentStore
 from shoal_controlplane.devices.keeper import FleetKeeper
 from shoal_controlplane.devices.live import LiveFleet
 from shoal_controlplane.events.log import EventLog
+from shoal_controlplane.gateway.saturation import Picture
 from shoal_controlplane.gateway.table import ServingTable
 from shoal_controlplane.models.artifacts import ArtifactStore
 from shoal_controlplane.models.version import ModelVersion
 from shoal_controlplane.mqtt.publisher import GoalPublisher
 from shoal_controlplane.planner.cuts.analysis import StageFile
+from shoal_controlplane.planner.snapshot import ModelKey
 from shoal_controlplane.plans.draft import Draft
 from shoal_controlplane.plans.keeper import PlanKeeper
 from shoal_controlplane.plans.measuring import Pulse
@@ -103,8 +105,16 @@ class Plane:
             clock,
             self.plans,
         )
+        self.targets: set[str] = set()
+        self.full: dict[ModelKey, Picture] = {}
         self.service = DeploymentService(
-            self.store, self.controller, models, self.events, clock.wall
+            self.store,
+            self.controller,
+            models,
+            self.events,
+            clock.wall,
+            lambda: self.targets,
+            self,
         )
         self.repository = DeployedRepository(
             self.service, self.store, self.controller, models, self.table, load_timeout_s=5
@@ -116,6 +126,10 @@ class Plane:
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://test/api/v1"
         )
+
+    def of(self, model: str, version: str) -> Picture:
+        """How full the devices of a model are."""
+        return self.full.get((model, version), Picture())
 
     async def start(self) -> None:
         """Load everything, but let only the tests step."""

@@ -8,8 +8,7 @@ import pytest
 from support.gateway import TOPICS, World, begin, failure, nothing_left, row
 from support.virtual_time import virtual_time
 
-from shoal_controlplane.gateway.call import MIN_SILENCE_S
-from shoal_controlplane.gateway.dispatch import MAX_ATTEMPTS, MAX_RESENDS
+from shoal_controlplane.gateway.call import MAX_ATTEMPTS, MAX_RESENDS, MIN_SILENCE_S
 from shoal_controlplane.gateway.errors import GatewayStatus
 from shoal_shared.oip import RequestedOutput
 from shoal_shared.status import InferCode

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from shoal_controlplane.gateway.router import Router, RouterSettings, Ticket
+from shoal_controlplane.gateway.delays import PRIOR
+from shoal_controlplane.gateway.predictions import RouterSettings
+from shoal_controlplane.gateway.router import Router, Ticket
 from shoal_controlplane.gateway.table import Replica
 from shoal_shared.profiles import Profile, fit
 
@@ -314,7 +316,10 @@ class Routing(RuleBasedStateMachine):
         self.open.append(ticket)
         self.counts[ticket.device] += 1
 
-    @rule(which=st.integers(0, 99), outcome=st.sampled_from(["good", "bad", "none", "silent"]))
+    @rule(
+        which=st.integers(0, 99),
+        outcome=st.sampled_from(["good", "bad", "none", "overtaken", "withdrawn"]),
+    )
     def end(self, which: int, outcome: str) -> None:
         if not self.open:
             return
@@ -323,6 +328,10 @@ class Routing(RuleBasedStateMachine):
             self.router.succeeded(ticket, self.now, which % 5, float(which), 1)
         elif outcome == "bad":
             self.router.failed(ticket, self.now)
+        elif outcome == "overtaken":
+            self.router.overtaken(ticket, self.now)
+        elif outcome == "withdrawn":
+            self.router.withdrawn(ticket)
         else:
             self.router.released(ticket, self.now)
         self.counts[ticket.device] -= 1
@@ -356,3 +365,104 @@ def test_an_outlook_counts_nothing_and_tells_what_a_ticket_would() -> None:
     assert slower.factor == 1.5
     eject(r, "d1", 0.02)
     assert r.outlook("cat:1", place, 1, 0.02) is None
+
+
+def test_the_95th_percentile_follows_how_long_requests_took() -> None:
+    r = router()
+    (place,) = replicas("d1")
+    ticket = pick(r, [place])
+    assert ticket.p95_ms == PRIOR * ticket.delay_ms
+    for n in range(100):
+        r.succeeded(ticket, n + ticket.delay_ms * 3e-3, 0, 10.0, 1)
+        ticket = pick(r, [place], n + 1.0)
+    assert 3.0 <= ticket.p95_ms / ticket.delay_ms < 3.4
+    # A device without samples is taken to be like the others.
+    other = pick(r, replicas("d2"), 200.0)
+    assert 3.0 <= other.p95_ms / other.delay_ms < 3.4
+    for n in range(100):
+        r.succeeded(other, 300.0 + n + other.delay_ms * 1e-3, 0, 10.0, 1)
+        other = pick(r, replicas("d2"), 300.0 + n + 1)
+    assert other.p95_ms == other.delay_ms
+    assert pick(r, [place], 500.0).p95_ms > 2.5 * ticket.delay_ms
+
+
+def test_a_place_that_takes_too_long_is_not_picked_and_counts_nothing() -> None:
+    r = router()
+    assert r.pick("cat:1", replicas("d1"), 1, 0.0, within_ms=10.5) is None
+    assert r.backlog_ms("d1", 0.0) == 0.0
+    assert r.pick("cat:1", replicas("d1"), 1, 0.0, within_ms=10.6) is not None
+
+
+def test_a_backlog_is_own_work_and_others() -> None:
+    r = router()
+    assert r.backlog_ms("d1", 0.0) == 0.0
+    tickets = [pick(r, replicas("d1")) for _ in range(3)]
+    assert r.backlog_ms("d1", 0.0) == 30.0
+    assert r.backlog_ms("d1", 0.004) == pytest.approx(26.0)
+    r.succeeded(tickets[0], 0.010, 4, 10.0, 1)  # Two of them are another gateway's.
+    assert r.backlog_ms("d1", 0.010) == pytest.approx(40.0)
+    r.succeeded(tickets[1], 0.030, 1, 20.0, 1)
+    assert r.backlog_ms("d1", 0.030) == pytest.approx(15.0)
+
+
+def test_an_ejected_device_is_not_usable_until_it_is_probed() -> None:
+    r = router()
+    assert r.usable("d1", 0.0)
+    eject(r, "d1", 0.0)
+    assert not r.usable("d1", 0.1)
+    assert r.usable("d1", 2.0)
+    pick(r, replicas("d1"), 2.0)
+    assert not r.usable("d1", 2.0)
+
+
+def test_what_is_left_of_a_request_grows_with_what_lies_before_it_and_when_it_is_late() -> None:
+    r = router()
+    first, second, third = (pick(r, replicas("d1")) for _ in range(3))
+    left = [r.left_ms(ticket, 0.0) for ticket in (first, second, third)]
+    assert left == [10.0, 20.0, 30.0]
+    assert r.left_ms(first, 0.006) == pytest.approx(4.0)
+    late = [r.left_ms(ticket, 0.030) for ticket in (first, second, third)]
+    assert late == pytest.approx([20.0, 50.0, 80.0])
+    r.succeeded(first, 0.030, 2, 10.0, 1)
+    assert r.left_ms(first, 0.030) == 0.0
+    assert [r.left_ms(ticket, 0.030) for ticket in (second, third)] == pytest.approx([10.0, 20.0])
+
+
+def test_a_device_that_was_overtaken_is_slower_busy_and_not_to_blame() -> None:
+    r = router()
+    (place,) = replicas("d1")
+    ticket = pick(r, [place])
+    for _ in range(5):
+        r.overtaken(ticket, 0.100)
+    assert r.ejected(0.1) == []
+    assert r.backlog_ms("d1", 0.100) > 50.0
+    outlook = r.outlook("cat:1", place, 1, 0.100)
+    assert outlook is not None
+    assert outlook.factor == pytest.approx(1 + 0.5 * (100 / 10 - 1))
+    r.answered_late(ticket, 0.200, 0, 30.0, 1)
+    after = r.outlook("cat:1", place, 1, 0.200)
+    assert after is not None
+    assert (after.waiting_ms < 1.0, 3.0 < after.factor < outlook.factor) == (True, True)
+
+
+def test_what_only_waited_on_a_device_tells_nothing_of_its_speed() -> None:
+    r = router()
+    (place,) = replicas("d1")
+    first, second = pick(r, [place]), pick(r, [place])
+    r.overtaken(second, 0.100)
+    outlook = r.outlook("cat:1", place, 1, 0.100)
+    assert outlook is not None
+    assert outlook.factor == 1.0
+    assert r.left_ms(first, 0.100) == pytest.approx(90.0)
+
+
+def test_the_answer_of_a_device_that_left_meanwhile_teaches_nothing() -> None:
+    r = router()
+    ticket = pick(r, replicas("d1"))
+    r.overtaken(ticket, 0.1)
+    r.returned("d1")
+    r.answered_late(ticket, 0.2, 9, 500.0, 1)
+    assert r.backlog_ms("d1", 0.2) == 0.0
+    pick(r, replicas("d1"), 0.3)
+    r.answered_late(ticket, 0.3, 9, 500.0, 1)
+    assert r.backlog_ms("d1", 0.3) == 10.0

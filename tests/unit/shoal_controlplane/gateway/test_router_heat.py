@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal_controlplane.gateway.router import Router, RouterSettings, Ticket
+from shoal_controlplane.gateway.predictions import RouterSettings
+from shoal_controlplane.gateway.router import Router, Ticket
 from shoal_controlplane.gateway.table import Replica
 from shoal_shared.profiles import Profile, fit
 

@@ -79,6 +79,16 @@ def test_failures() -> None:
     assert entry["inference_stats"]["success"]["count"] == 0
 
 
+def test_what_was_shed_and_what_targets_answered() -> None:
+    figures = ModelFigures()
+    figures.failed(7)
+    figures.failed(7, shed=True)
+    answered(figures, target="aks", batch=1, items=1, infer_ns=0)
+    answered(figures, target="aks", batch=1, items=1, infer_ns=0)
+    assert (figures.fail.count, figures.shed, figures.spilled) == (2, 1, {"aks": 2})
+    assert (figures.success.count, figures.by_batch, sum(figures.histogram)) == (2, {}, 2)
+
+
 @given(st.lists(st.integers(0, 20_000_000_000), max_size=30))
 def test_the_histogram_holds_each_answer_once(times_ns: list[int]) -> None:
     figures = ModelFigures()

@@ -1,0 +1,1 @@
+"""Targets: places in clouds that take what the devices cannot."""

@@ -1,0 +1,1 @@
+"""One device becomes much slower: the real dispatcher in virtual time, beside other policies."""

@@ -255,7 +255,7 @@ async def test_nobody_waits_for_a_slow_change(place: azure.Azure, model: CloudMo
 async def test_an_azure_that_hangs_ends_in_time(
     place: azure.Azure, model: CloudModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = importlib.import_module("shoal_controlplane.offload.azureml_session")
+    session = importlib.import_module("shoal_controlplane.offload.azureml.session")
     monkeypatch.setattr(session, "READ_S", 0.2)
     free = threading.Event()
     place.faults.append(azure.Fault("workspaces/vision", Answer(500), 99, free))

@@ -17,8 +17,8 @@ from clouds.models import Shelf, Weights
 from clouds.rig import eventually, only
 from support.kubernetes import ApiError, Json
 
-from shoal_controlplane.offload import kserve_objects
-from shoal_controlplane.offload.kserve_options import options_of
+from shoal_controlplane.offload.kserve import objects as kserve_objects
+from shoal_controlplane.offload.kserve.options import options_of
 from shoal_controlplane.offload.target import (
     CloudModel,
     CloudTarget,
@@ -37,8 +37,8 @@ from clouds.rigs.aks import opened as opened_pool  # noqa: E402
 from clouds.rigs.kserve import Cluster, cluster, manifest, with_kserve  # noqa: E402
 
 from shoal_controlplane.offload import kubeapi  # noqa: E402
-from shoal_controlplane.offload.kserve import open_target  # noqa: E402
-from shoal_controlplane.offload.kserve_cluster import KserveTarget  # noqa: E402
+from shoal_controlplane.offload.kserve.cluster import KserveTarget  # noqa: E402
+from shoal_controlplane.offload.kserve.kind import open_target  # noqa: E402
 
 pytestmark = [
     only("kserve"),

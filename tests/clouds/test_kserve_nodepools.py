@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 from clouds.rig import only
 
-from shoal_controlplane.offload import nodepools
-from shoal_controlplane.offload.nodepools import NodePool, PoolState
+from shoal_controlplane.offload.kserve import nodepools
+from shoal_controlplane.offload.kserve.nodepools import NodePool, PoolState
 from shoal_controlplane.offload.target import Fault, TargetError
 
 pytest.importorskip("azure.mgmt.containerservice", reason="needs shoal[kserve]")

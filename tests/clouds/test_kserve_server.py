@@ -37,7 +37,7 @@ class Server:
         self.process = Process(
             [
                 sys.executable,
-                *("-m", "shoal_controlplane.offload.kserve_server"),
+                *("-m", "shoal_controlplane.offload.kserve.server"),
                 *("--name", "m", "--port", str(self.port), *arguments),
             ],
             folder / "server.log",

@@ -25,9 +25,9 @@ from clouds.rig import Rig, eventually, fault_of, healthy, only
 from clouds.rigs import ray as place
 from support.relay import Relay
 
-from shoal_controlplane.offload import ray as kind
-from shoal_controlplane.offload import ray_cluster
-from shoal_controlplane.offload import ray_declaration as declarations
+from shoal_controlplane.offload.ray import cluster as ray_cluster
+from shoal_controlplane.offload.ray import declaration as declarations
+from shoal_controlplane.offload.ray import kind
 from shoal_controlplane.offload.target import CloudModel, CloudTarget, Fault, TargetError
 
 pytestmark = [only("ray"), pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(400)]

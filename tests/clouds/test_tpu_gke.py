@@ -11,9 +11,9 @@ import pytest
 from clouds.models import Shelf, Weights
 from clouds.rig import eventually, only
 
-from shoal_controlplane.offload import kserve_objects
+from shoal_controlplane.offload.kserve import objects as kserve_objects
 from shoal_controlplane.offload.target import CloudModel, CloudTarget, Fault, TargetError
-from shoal_controlplane.offload.tpu_options import (
+from shoal_controlplane.offload.tpu.options import (
     ACCELERATOR,
     RESOURCE,
     TOPOLOGY,
@@ -26,8 +26,8 @@ pytest.importorskip("jax", reason="needs shoal[tpu]")
 
 from clouds.rigs.kserve import Cluster, cluster
 
-from shoal_controlplane.offload.tpu import open_target
-from shoal_controlplane.offload.tpu_gke import worker_deployment
+from shoal_controlplane.offload.tpu.gke import worker_deployment
+from shoal_controlplane.offload.tpu.kind import open_target
 
 pytestmark = [
     only("tpu"),

@@ -16,10 +16,10 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 
-from shoal_controlplane.offload.tpu_worker import reader  # noqa: E402
-from shoal_controlplane.offload.tpu_worker.compile import CompiledModel, configure  # noqa: E402
-from shoal_controlplane.offload.tpu_worker.errors import ModelError  # noqa: E402
-from shoal_controlplane.offload.tpu_worker.operators import entries  # noqa: E402
+from shoal_controlplane.offload.tpu.worker import reader  # noqa: E402
+from shoal_controlplane.offload.tpu.worker.compile import CompiledModel, configure  # noqa: E402
+from shoal_controlplane.offload.tpu.worker.errors import ModelError  # noqa: E402
+from shoal_controlplane.offload.tpu.worker.operators import entries  # noqa: E402
 
 configure("cpu")
 

@@ -25,7 +25,7 @@ from shoal_controlplane.offload.target import (
     TargetError,
     TargetSettings,
 )
-from shoal_controlplane.offload.tpu import open_target
+from shoal_controlplane.offload.tpu.kind import open_target
 from shoal_shared.oip import InferRequest, Tensor
 from shoal_shared.signature import ModelSignature, TensorSpec
 
@@ -222,7 +222,7 @@ async def test_a_python_without_jax_is_told(tmp_path: Path) -> None:
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\nexit 1\n")
     fake.chmod(0o700)
-    for python, said in ((fake, "has no JAX"), (tmp_path / "none", "cannot be started")):
+    for python, said in ((fake, "has no jax"), (tmp_path / "none", "cannot be started")):
         target = open_target(settings_of(tmp_path / "workers", python=str(python)))
         with pytest.raises(TargetError, match=said) as caught:
             await target.describe()

@@ -29,11 +29,11 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from support import onnx_models  # noqa: E402
 from support.processes import free_port  # noqa: E402
 
-from shoal_controlplane.offload.tpu_worker import reader  # noqa: E402
-from shoal_controlplane.offload.tpu_worker.batcher import MAX_WAITING, Batcher  # noqa: E402
-from shoal_controlplane.offload.tpu_worker.compile import CompiledModel, configure  # noqa: E402
-from shoal_controlplane.offload.tpu_worker.errors import ModelError, RequestError  # noqa: E402
-from shoal_controlplane.offload.tpu_worker.server import Worker  # noqa: E402
+from shoal_controlplane.offload.tpu.worker import reader  # noqa: E402
+from shoal_controlplane.offload.tpu.worker.batcher import MAX_WAITING, Batcher  # noqa: E402
+from shoal_controlplane.offload.tpu.worker.compile import CompiledModel, configure  # noqa: E402
+from shoal_controlplane.offload.tpu.worker.errors import ModelError, RequestError  # noqa: E402
+from shoal_controlplane.offload.tpu.worker.server import Worker  # noqa: E402
 from shoal_shared import oip  # noqa: E402
 from shoal_shared.oip import InferRequest, Tensor  # noqa: E402
 
@@ -141,7 +141,7 @@ def test_types_go_in_and_out(tmp_path: Path, datatype: str) -> None:
 def test_shapes_that_were_not_used_for_long_are_forgotten(
     dense: reader.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shoal_controlplane.offload.tpu_worker.compile.MAX_SHAPES", 2)
+    monkeypatch.setattr("shoal_controlplane.offload.tpu.worker.compile.MAX_SHAPES", 2)
     model = CompiledModel(dense)
     for rows in (1, 2, 1, 3):
         model.prepare(((rows, 16),))
@@ -377,7 +377,7 @@ def started(tmp_path: Path) -> Iterator[Any]:
 
     def start(*arguments: str, token: str = TOKEN) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "shoal_controlplane.offload.tpu_worker", *arguments],
+            [sys.executable, "-m", "shoal_controlplane.offload.tpu.worker", *arguments],
             env={**os.environ, "SHOAL_TPU_TOKEN": token},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

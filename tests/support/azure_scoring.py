@@ -46,7 +46,7 @@ class Instance:
         folder.mkdir(parents=True)
         (folder / "model.onnx").write_bytes(model)
         self.port = free_port()
-        module = "shoal_controlplane.offload.kserve_server"
+        module = "shoal_controlplane.offload.kserve.server"
         command = [python, "-m", module, "--name", name, "--path", str(folder / "model.onnx")]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--drain-s", "0"]
         paths = ":".join(str(ROOT / room) for room in ("controlplane", "shared"))

@@ -32,7 +32,7 @@ def kind_of(name: str) -> Kind:
     if name not in KINDS:
         raise InvalidError(f"there is no kind of target {name[:40]!r}: use {', '.join(KINDS)}")
     try:
-        module = importlib.import_module(f"shoal_controlplane.offload.{name}")
+        module = importlib.import_module(f"shoal_controlplane.offload.{name}.kind")
     except ImportError as error:
         raise InvalidError(
             f"targets of kind {name} need packages that are not installed here ({error.name}): "

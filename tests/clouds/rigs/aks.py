@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from shoal_controlplane.offload.kserve_options import AksOptions
-from shoal_controlplane.offload.nodepools import NodePool
+from shoal_controlplane.offload.kserve.nodepools import NodePool
+from shoal_controlplane.offload.kserve.options import AksOptions
 
 TOKEN = "fake-token-of-azure"
 SUBSCRIPTION = "00000000-0000-0000-0000-000000000000"

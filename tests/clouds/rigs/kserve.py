@@ -16,8 +16,8 @@ from support.kubelet import Machines
 from support.kubernetes import CONTROL_PLANE, Api, ApiError, ControlPlane, Json
 
 import shoal_controlplane.offload
-from shoal_controlplane.offload.kserve import open_target
-from shoal_controlplane.offload.kserve_objects import TOKEN_VARIABLE
+from shoal_controlplane.offload.kserve.kind import open_target
+from shoal_controlplane.offload.kserve.objects import TOKEN_VARIABLE
 from shoal_controlplane.offload.target import Price, TargetSettings
 
 MANIFESTS = Path(shoal_controlplane.offload.__file__).parent / "manifests"

@@ -24,7 +24,7 @@ import httpx
 import psutil
 from clouds.rig import Rig
 
-from shoal_controlplane.offload import ray as kind
+from shoal_controlplane.offload.ray import kind
 from shoal_controlplane.offload.target import CloudTarget, Price, TargetSettings
 
 CPUS = 4

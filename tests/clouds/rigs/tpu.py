@@ -12,7 +12,7 @@ from pathlib import Path
 from clouds.rig import Rig
 
 from shoal_controlplane.offload.target import Price, TargetSettings
-from shoal_controlplane.offload.tpu import open_target
+from shoal_controlplane.offload.tpu.kind import open_target
 
 VARIABLE = "SHOAL_TEST_TPU_TOKEN"
 TOKEN = "the-right-token-of-the-tpu"

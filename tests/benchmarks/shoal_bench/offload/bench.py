@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 from collections.abc import Callable, Sequence
@@ -81,7 +82,7 @@ def run_job(job: Job) -> Outcome:
         return Outcome(
             _missed(gateway.taken.sojourn),
             away / fewest,
-            len(gateway.levels),
+            _changes(gateway.levels),
             max(0.0, back - STEP_END_MS) * _MS,
         )
     if job.rule == AUTOSCALING:
@@ -97,6 +98,12 @@ def run_job(job: Job) -> Outcome:
     threshold = Threshold(simulation, cloud, rng, most)
     simulation.run([threshold])
     return Outcome(_missed(threshold.sojourn), sum(threshold.in_cloud) / fewest)
+
+
+def _changes(levels: Sequence[tuple[float, str]]) -> int:
+    """How often a model became saturated or ceased to be: "rising" is a warning, not a state."""
+    saturated = [False, *(level == "saturated" for _, level in levels)]
+    return sum(before is not after for before, after in itertools.pairwise(saturated))
 
 
 def _missed(sojourn: Sequence[float]) -> float:

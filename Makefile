@@ -5,7 +5,7 @@
 # make test-hardware   the runtimes of the boards, each in an environment of its own
 # make test-arm64      what a board installs resolves for arm64, and the agent runs there (emulated)
 # make test-clouds     the kinds of targets, each in an environment of its own
-# make bench BENCH=router|gateway|agent|runtimes|split|plan|pipeline|batch|failover
+# make bench BENCH=router|gateway|agent|runtimes|split|plan|pipeline|batch|failover|overload|offload|slow
 #                  measures, side by side with the peers
 
 PYTHON ?= python3

@@ -36,7 +36,7 @@ from clouds.rigs.aks import Azure  # noqa: E402
 from clouds.rigs.aks import opened as opened_pool  # noqa: E402
 from clouds.rigs.kserve import Cluster, cluster, manifest, with_kserve  # noqa: E402
 
-from shoal_controlplane.offload import kubeapi  # noqa: E402
+from shoal_controlplane.offload.kserve import kubeapi  # noqa: E402
 from shoal_controlplane.offload.kserve.cluster import KserveTarget  # noqa: E402
 from shoal_controlplane.offload.kserve.kind import open_target  # noqa: E402
 

@@ -158,6 +158,6 @@ def _sources() -> dict[str, Path]:
         root = module.__name__.split(".", 1)[0]
         found |= {f"{root}/{sub}{path.name}": path for path in folder.glob("*.py")}
     root_folder = Path(str(shoal_controlplane.__file__)).parent
-    for name in ("__init__.py", "offload/__init__.py"):
+    for name in ("__init__.py", "offload/__init__.py", "offload/ray/__init__.py"):
         found[f"shoal_controlplane/{name}"] = root_folder / name
     return found

@@ -52,6 +52,7 @@ PACKAGES_tflite := -e . tflite-runtime numpy<2
 
 # SDKs of clouds are large, and what runs there conflicts with one another.
 CLOUD_ENVS := kserve azureml tpu ray
+EVERY_CLOUD := $(addprefix tests/clouds/,test_conformance.py test_managed.py test_command_line.py)
 PACKAGES_kserve := -e .[controlplane,kserve,kserve-server]
 PACKAGES_azureml := -e .[controlplane,azureml,kserve-server]
 PACKAGES_tpu := -e .[controlplane,tpu] onnxruntime
@@ -80,7 +81,8 @@ setup-clouds: $(foreach e,$(CLOUD_ENVS),.venv-$(e)/.setup)
 test-clouds: setup-clouds
 	@for env in $(CLOUD_ENVS); do \
 	  echo "targets of kind $$env:"; \
-	  SHOAL_CLOUD=$$env .venv-$$env/bin/pytest -q -p no:cacheprovider -W ignore tests/clouds || exit 1; \
+	  SHOAL_CLOUD=$$env .venv-$$env/bin/pytest -q -p no:cacheprovider -W ignore \
+	    $(EVERY_CLOUD) tests/clouds/test_$${env}*.py || exit 1; \
 	done
 
 test-arm64: setup-dev

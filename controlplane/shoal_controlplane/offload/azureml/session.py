@@ -312,7 +312,16 @@ class _Stoppable:
         return self._file.read(size)
 
 
+_opening = threading.Lock()
+"""Importing the SDK and telling it of a cloud change what the process shares: one at a time."""
+
+
 def _client(options: Options, credential: Credential) -> Any:
+    with _opening:
+        return _new_client(options, credential)
+
+
+def _new_client(options: Options, credential: Credential) -> Any:
     from azure.ai.ml import MLClient
 
     # Before the first request; after it for the loggers that came with it.

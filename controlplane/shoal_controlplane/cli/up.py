@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from shoal_controlplane.server import Server
 
 DEFAULT_FLEET = "jetson-orin-nano=2,ascend-310=1,snapdragon-8gen3=1"
-OVERLOADED_SPEED = 0.003
+OVERLOADED_SPEED = 0.0015
 """Of boards that are to be overloaded: they compute on this machine, and must leave it the time to
 send them twice what they can answer, and to be the cloud that answers the rest."""
 

@@ -31,10 +31,10 @@ from shoal_simulators.spec import SpecError, parse_fleet
 
 MODEL = "efficientnet-lite0"
 TARGET = "cloud"
-SLO_MS = 1000
+SLO_MS = 2000
 CLIENTS_A_DEVICE = 3
-MEASURE_S = 6.0
-FLOOD_S = 12.0
+MEASURE_S = 8.0
+FLOOD_S = 15.0
 TIMES_CAPACITY = 2.0
 CALM_S = 20.0
 """For the fleet to be calm again, and the cloud's last replica gone."""
@@ -68,7 +68,7 @@ def run(shoal: Commands, devices: int, kserve_python: str) -> None:
     shoal.do("model", "push", str(model.path), "--name", MODEL, "--version", "1")
     shoal.show(
         *("target", "add", TARGET, "--kind", "kserve", "--set", "launch=process"),
-        *("--set", f"python={kserve_python}", "--price-per-hour", "0.50"),
+        *("--set", f"python={kserve_python}", "--price-per-hour", "0.50", "--max-replicas", "2"),
     )
     shoal.do(
         *("deployment", "create", f"{MODEL}:1", "--all", "--slo-ms", str(SLO_MS)),
@@ -83,8 +83,8 @@ def run(shoal: Commands, devices: int, kserve_python: str) -> None:
     flood = Flood(shoal.server, Question(MODEL, inputs, expected))
     tally = asyncio.run(_overload(flood, devices))
     _report(tally)
-    shoal.show("target", "show", TARGET)
     _wait_until_calm(shoal)
+    shoal.show("target", "show", TARGET)
     shoal.expect(COFFEE_LABEL, *ask)
 
 
@@ -133,10 +133,15 @@ def _report(tally: Tally) -> None:
 def _wait_until_calm(shoal: Commands) -> None:
     """Until the fleet keeps up again by itself."""
     deadline = time.monotonic() + CALM_S
-    while shoal.read("deployment", "show", MODEL)["saturation"]["level"] != "calm":
+    while True:
+        saturation = shoal.read("deployment", "show", MODEL)["saturation"]
+        print(f"{MODEL} is {saturation['sentence']}", flush=True)
+        if saturation["level"] == "calm":
+            print()
+            return
         if time.monotonic() > deadline:
             raise ScenarioError(f"the fleet was not calm again within {CALM_S:.0f} s")
-        time.sleep(0.5)
+        time.sleep(1.0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from shoal_controlplane.errors import InvalidError
+from shoal_controlplane.offload.options import converted
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._()-]{0,89}$")]
 
@@ -85,10 +86,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 def parse_options(options: Mapping[str, Any]) -> Options:
     """The options of a target. Raises `InvalidError` with a sentence that names the key."""
-    try:
-        parsed = msgspec.convert(dict(options), Options, strict=False)
-    except msgspec.ValidationError as error:
-        raise InvalidError(f"the options of an Azure ML target cannot be used: {error}") from None
+    parsed = converted(options, Options)
     for key in ("resource_manager", "authority", "audience", "storage_url"):
         value = getattr(parsed, key)
         if value and not _is_address(value):

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from shoal_controlplane.errors import InvalidError
+from shoal_controlplane.offload.options import converted
 
 Label = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Cpu = Annotated[str, Meta(pattern=r"^([1-9][0-9]{0,5}m?|0?\.[0-9]{1,3}|[0-9]{1,3}\.[0-9]{1,3})$")]
@@ -90,12 +91,7 @@ class KserveOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_
 
 def options_of(options: Mapping[str, Any]) -> KserveOptions:
     """The options in `options`. Raises `InvalidError` with a sentence that names the key."""
-    try:
-        checked = msgspec.convert(dict(options), KserveOptions, strict=False)
-    except msgspec.ValidationError as error:
-        said, _, path = str(error).partition(" - at ")
-        key = path.strip("`").removeprefix("$.")
-        raise InvalidError(f"option {key}: {said}" if key else f"options: {said}") from None
+    checked = converted(options, KserveOptions)
     if checked.kubeconfig and not checked.kubeconfig.startswith("/"):
         raise InvalidError("option kubeconfig: give the whole path, from / on")
     if checked.aks is not None and checked.aks.min_nodes > checked.aks.max_nodes:

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from shoal_controlplane.errors import InvalidError
+from shoal_controlplane.offload.options import converted
 
 Address = Annotated[str, Meta(max_length=256)]
 Requirement = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._<>=!~,\[\]-]{0,199}$")]
@@ -40,12 +41,7 @@ class RayOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
 
 def options_of(options: Mapping[str, Any]) -> RayOptions:
     """The options in `options`. Raises `InvalidError` with a sentence that names the key."""
-    try:
-        checked = msgspec.convert(dict(options), RayOptions, strict=False)
-    except msgspec.ValidationError as error:
-        said, _, path = str(error).partition(" - at ")
-        key = path.strip("`").removeprefix("$.")
-        raise InvalidError(f"option {key}: {said}" if key else f"options: {said}") from None
+    checked = converted(options, RayOptions)
     for key in ("address", "serve_url"):
         if not _is_address(getattr(checked, key)):
             raise InvalidError(

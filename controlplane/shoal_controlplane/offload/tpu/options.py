@@ -20,6 +20,7 @@ from shoal_controlplane.offload.kserve.options import (
     Toleration,
 )
 from shoal_controlplane.offload.kserve.options import options_of as kserve_options_of
+from shoal_controlplane.offload.options import converted
 from shoal_controlplane.offload.target import CloudModel
 
 Path = Annotated[str, Meta(max_length=4096, pattern=r"^(/[^\x00]*)?$")]
@@ -95,12 +96,7 @@ class TpuOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
 
 def options_of(options: Mapping[str, Any]) -> TpuOptions:
     """The options in `options`. Raises `InvalidError` with a sentence that names the key."""
-    try:
-        checked = msgspec.convert(dict(options), TpuOptions, strict=False)
-    except msgspec.ValidationError as error:
-        said, _, path = str(error).partition(" - at ")
-        key = path.strip("`").removeprefix("$.")
-        raise InvalidError(f"option {key}: {said}" if key else f"options: {said}") from None
+    checked = converted(options, TpuOptions)
     if checked.launch == "gke" and checked.platform == "tpu" and not checked.chips:
         raise InvalidError("option chips: a pod needs at least one")
     checked.cluster()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import Mapping
 from hashlib import sha256
@@ -69,11 +70,16 @@ class Session:
                     "use another prefix",
                 )
             traffic = {name: int(share) for name, share in found.traffic.items() if share}
+            try:
+                deployments = tuple(map(_deployed, self._ml.online_deployments.list(endpoint)))
+            except ResourceNotFoundError:
+                # It went away in between.
+                return Observed()
             return Observed(
                 _word(found.provisioning_state),
                 str(found.scoring_uri or ""),
                 traffic,
-                tuple(_deployed(d) for d in self._ml.online_deployments.list(endpoint)),
+                deployments,
             )
 
     def create_endpoint(self, endpoint: str, model: str) -> None:
@@ -312,12 +318,15 @@ class _Stoppable:
         return self._file.read(size)
 
 
+_CURRENT_CLOUD = "AZUREML_CURRENT_CLOUD"
 _opening = threading.Lock()
 """Importing the SDK and telling it of a cloud change what the process shares: one at a time."""
 
 
 def _client(options: Options, credential: Credential) -> Any:
     with _opening:
+        # The SDK leaves its cloud there for whatever is started from here, where it is unknown.
+        os.environ.pop(_CURRENT_CLOUD, None)
         return _new_client(options, credential)
 
 

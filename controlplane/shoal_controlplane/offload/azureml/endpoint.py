@@ -108,15 +108,17 @@ class Endpoint:
 
     async def drop(self, version: str) -> None:
         """Have nothing of this version; the last one takes the endpoint with it."""
-        await self.look()
-        goal, own = self._goals.pop(version, None), self._seen.of(version)
-        if goal is None and not own and version not in self._gone:
-            return
-        self.models.pop(version, None)
-        self._gone.add(version)
-        self._leftovers.update(d.digest for d in own)
-        if goal is not None:
-            self._leftovers.add(goal.digest)
+        # With the lock: `_tidy` forgets what is left over when it has taken all of it away.
+        async with within(ASK_S), self._lock:
+            await self.look()
+            goal, own = self._goals.pop(version, None), self._seen.of(version)
+            if goal is None and not own and version not in self._gone:
+                return
+            self.models.pop(version, None)
+            self._gone.add(version)
+            self._leftovers.update(d.digest for d in own)
+            if goal is not None:
+                self._leftovers.add(goal.digest)
         await self._begin()
 
     async def look(self) -> None:

@@ -37,6 +37,8 @@ class FakeAzure:
         self.upload.set()
         self.sight = threading.Event()
         self.sight.set()
+        self.tidying = threading.Event()
+        self.tidying.set()
 
     def _ask(self, what: str) -> None:
         self.asked.append(what)
@@ -101,6 +103,7 @@ class FakeAzure:
 
     def forget(self, asset: str, digest: str) -> None:
         self._ask("forget")
+        assert self.tidying.wait(30)
         self.assets.discard(digest)
 
     def _set(self, change: Callable[[Deployed], Deployed], name: str) -> None:
@@ -170,6 +173,24 @@ async def test_other_contents_replace_what_is_there(endpoint: Endpoint, azure: F
     (now,) = azure.seen.deployments
     assert (now.digest, now.instances, azure.seen.traffic) == (TWO, 2, {now.name: 100})
     assert azure.assets == {TWO}
+
+
+async def test_what_is_dropped_while_something_is_tidied_up_goes_too(
+    endpoint: Endpoint, azure: FakeAzure
+) -> None:
+    await endpoint.want(MODEL)
+    await endpoint.scale("1", 1)
+    await at_rest(endpoint)
+    azure.tidying.clear()
+    await endpoint.want(replace(MODEL, digest=TWO))
+    await until(lambda: "forget" in azure.asked)
+    dropping = asyncio.create_task(endpoint.drop("1"))
+    await asyncio.sleep(0.02)
+    azure.tidying.set()
+    await dropping
+    await at_rest(endpoint)
+    assert azure.seen == Observed()
+    assert not azure.assets
 
 
 async def test_another_process_finds_what_is_there(

@@ -252,13 +252,13 @@ class Machines:
             )
 
     def _command(self, pod: _Pod, container: Json) -> list[str]:
-        command = [*container.get("command", ()), *container.get("args", ())]
-        made = [sys.executable if part == "python" else part for part in command]
+        made = [*container.get("command", ()), *container.get("args", ())]
         for inside, outside in pod.ports.items():
             made = [p.replace(f"--port={inside}", f"--port={outside}") for p in made]
         for inside, outside in pod.mounts.items():
             made = [p.replace(inside, outside) for p in made]
-        return made
+        # Last, since this very environment may lie beneath what a pod mounts, such as /tmp.
+        return [sys.executable if part == "python" else part for part in made]
 
     def _environment(self, pod: _Pod, container: Json) -> dict[str, str]:
         made = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")}

@@ -6,9 +6,12 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from shoal_simulators.spec import SpecError
 
 
 class ScenarioError(Exception):
@@ -81,3 +84,18 @@ class Commands:
                     f"deployment {name} is {deployment['state']}: {deployment['reason']}"
                 )
             time.sleep(0.2)
+
+
+def exit_status(scenario: Callable[[], None]) -> int:
+    """Run a scenario; what went wrong is one line, and the status tells of what kind it is."""
+    try:
+        scenario()
+    except SpecError as error:
+        print(f"shoal: {error}", file=sys.stderr)
+        return 2
+    except ScenarioError as error:
+        print(f"shoal: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0

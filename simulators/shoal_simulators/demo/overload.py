@@ -24,10 +24,10 @@ import numpy as np
 from shoal_controlplane.models.card import load_card
 from shoal_controlplane.models.media import image_to_tensor, load_picture
 from shoal_simulators.demo.assets import AssetError, default_cache
-from shoal_simulators.demo.commands import Commands, ScenarioError
+from shoal_simulators.demo.commands import Commands, ScenarioError, exit_status
 from shoal_simulators.demo.flood import Flood, Question, Tally
 from shoal_simulators.demo.models import COFFEE_LABEL, build_demo_models, demo_pictures
-from shoal_simulators.spec import SpecError, parse_fleet
+from shoal_simulators.spec import parse_fleet
 
 MODEL = "efficientnet-lite0"
 TARGET = "cloud"
@@ -151,22 +151,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kserve-python", help="Python with KServe's server and ONNX Runtime")
     parser.add_argument("--leave", action="store_true", help="take the server away again")
     options = parser.parse_args(arguments)
-    try:
-        if options.leave:
-            leave(Commands(options.server))
-            return 0
-        if not options.kserve_python:
-            parser.error("--kserve-python is missing")
-        run(Commands(options.server), len(parse_fleet(options.fleet)), options.kserve_python)
-    except SpecError as error:
-        print(f"shoal: {error}", file=sys.stderr)
-        return 2
-    except ScenarioError as error:
-        print(f"shoal: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    shoal = Commands(options.server)
+    if options.leave:
+        return exit_status(lambda: leave(shoal))
+    if not options.kserve_python:
+        parser.error("--kserve-python is missing")
+    return exit_status(lambda: run(shoal, len(parse_fleet(options.fleet)), options.kserve_python))
 
 
 if __name__ == "__main__":

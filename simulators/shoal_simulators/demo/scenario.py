@@ -13,14 +13,14 @@ import sys
 from collections.abc import Sequence
 
 from shoal_simulators.demo.assets import AssetError, default_cache
-from shoal_simulators.demo.commands import Commands, ScenarioError
+from shoal_simulators.demo.commands import Commands, ScenarioError, exit_status
 from shoal_simulators.demo.models import (
     COFFEE_LABEL,
     LINE_TEXT,
     build_demo_models,
     demo_pictures,
 )
-from shoal_simulators.spec import SpecError, parse_fleet
+from shoal_simulators.spec import parse_fleet
 
 REPLICAS = {
     "efficientnet-lite0": ("--all",),
@@ -59,17 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--server", required=True)
     parser.add_argument("--fleet", required=True, help="the specification of the fleet")
     options = parser.parse_args(arguments)
-    try:
-        run(Commands(options.server), len(parse_fleet(options.fleet)))
-    except SpecError as error:
-        print(f"shoal: {error}", file=sys.stderr)
-        return 2
-    except ScenarioError as error:
-        print(f"shoal: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    shoal = Commands(options.server)
+    return exit_status(lambda: run(shoal, len(parse_fleet(options.fleet))))
 
 
 if __name__ == "__main__":

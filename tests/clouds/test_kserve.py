@@ -29,8 +29,8 @@ from shoal_controlplane.offload.target import (
 )
 from shoal_controlplane.planner.snapshot import ModelKey
 
-kubernetes = pytest.importorskip("kubernetes", reason="needs shoal[kserve]")
-pytest.importorskip("azure.core", reason="needs shoal[kserve]")
+kubernetes = pytest.importorskip("kubernetes", reason="needs shoal[kserve]: run `make test-clouds`")
+pytest.importorskip("azure.core", reason="needs shoal[kserve]: run `make test-clouds`")
 
 from clouds.rigs.aks import Azure  # noqa: E402
 from clouds.rigs.aks import opened as opened_pool  # noqa: E402

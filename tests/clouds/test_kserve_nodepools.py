@@ -15,7 +15,9 @@ from shoal_controlplane.offload.kserve import nodepools
 from shoal_controlplane.offload.kserve.nodepools import NodePool, PoolState
 from shoal_controlplane.offload.target import Fault, TargetError
 
-pytest.importorskip("azure.mgmt.containerservice", reason="needs shoal[kserve]")
+pytest.importorskip(
+    "azure.mgmt.containerservice", reason="needs shoal[kserve]: run `make test-clouds`"
+)
 
 from clouds.rigs.aks import OPTIONS, TOKEN, Azure, Credential, opened
 

@@ -21,7 +21,7 @@ from support.processes import Process, free_port, until
 from shoal_controlplane.offload.oipclient import OipClient
 from shoal_controlplane.offload.target import Fault, TargetError
 
-pytest.importorskip("kserve", reason="needs shoal[kserve-server]")
+pytest.importorskip("kserve", reason="needs shoal[kserve-server]: run `make test-clouds`")
 
 pytestmark = [only("kserve"), pytest.mark.timeout(120)]
 

@@ -21,8 +21,8 @@ from shoal_controlplane.offload.tpu.options import (
     worker_arguments,
 )
 
-pytest.importorskip("kubernetes", reason="needs shoal[tpu]")
-pytest.importorskip("jax", reason="needs shoal[tpu]")
+pytest.importorskip("kubernetes", reason="needs shoal[tpu]: run `make test-clouds`")
+pytest.importorskip("jax", reason="needs shoal[tpu]: run `make test-clouds`")
 
 from clouds.rigs.kserve import Cluster, cluster
 

@@ -8,8 +8,8 @@ from clouds.rig import only
 
 pytestmark = [only("tpu")]
 
-pytest.importorskip("jax")
-onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("jax", reason="needs shoal[tpu]: run `make test-clouds`")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs shoal[tpu]: run `make test-clouds`")
 
 from clouds.tpu_cases import CASES, Case, model_of  # noqa: E402
 from hypothesis import given, settings  # noqa: E402

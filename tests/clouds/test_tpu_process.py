@@ -29,7 +29,7 @@ from shoal_controlplane.offload.tpu.kind import open_target
 from shoal_shared.oip import InferRequest, Tensor
 from shoal_shared.signature import ModelSignature, TensorSpec
 
-pytest.importorskip("jax")
+pytest.importorskip("jax", reason="needs shoal[tpu]: run `make test-clouds`")
 
 from clouds.rigs.tpu import ended, pids
 

@@ -20,8 +20,8 @@ from clouds.rig import only
 
 pytestmark = [only("tpu")]
 
-jax = pytest.importorskip("jax")
-onnxruntime = pytest.importorskip("onnxruntime")
+jax = pytest.importorskip("jax", reason="needs shoal[tpu]: run `make test-clouds`")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs shoal[tpu]: run `make test-clouds`")
 
 import httpx  # noqa: E402
 from clouds.tpu_cases import model_of  # noqa: E402

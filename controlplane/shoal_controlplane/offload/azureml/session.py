@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any, BinaryIO
 
-from shoal_controlplane.offload import credentials
+from shoal_controlplane.offload.azureml.credential import Credential
 from shoal_controlplane.offload.azureml.errors import told
 from shoal_controlplane.offload.azureml.options import Options
 from shoal_controlplane.offload.azureml.plan import (
@@ -43,7 +44,7 @@ class Session:
         self._pollers: dict[str, Any] = {}
         self._closed = threading.Event()
         with told():
-            self._credential = Credential(options, reference)
+            self._credential = Credential(options, reference, _transport(options))
             self._ml = _client(options, self._credential)
         quieten()
 
@@ -264,48 +265,6 @@ class Session:
         return client, str(store.name)
 
 
-class Credential:
-    """Tokens of Microsoft Entra. A secret is read anew for each, so that a rotated one counts."""
-
-    def __init__(self, options: Options, reference: str) -> None:
-        self._options, self._reference = options, reference
-        self._lock = threading.Lock()
-        self._secret = ""
-        self._inner: Any = None
-
-    def get_token(self, *scopes: str, **kwargs: Any) -> Any:
-        """As azure.core.credentials.TokenCredential."""
-        return self._current().get_token(*scopes, **kwargs)
-
-    def _current(self) -> Any:
-        from azure.identity import ClientSecretCredential, DefaultAzureCredential
-
-        options = self._options
-        with self._lock:
-            settings = {
-                "authority": options.addresses.authority,
-                # A cloud of its own does not know, and need not ask, the public ones.
-                "disable_instance_discovery": bool(options.authority),
-                **_transport(options),
-            }
-            if self._reference == credentials.IDENTITY:
-                if self._inner is None:
-                    self._inner = DefaultAzureCredential(
-                        managed_identity_client_id=options.client or None,
-                        exclude_interactive_browser_credential=True,
-                        exclude_shared_token_cache_credential=True,
-                        **settings,
-                    )
-                return self._inner
-            secret = credentials.secret(self._reference)
-            if self._inner is None or secret != self._secret:
-                self._inner = ClientSecretCredential(
-                    options.tenant, options.client, secret, **settings
-                )
-                self._secret = secret
-            return self._inner
-
-
 class _Stoppable:
     """A file that cannot be read any more once the session is closed."""
 
@@ -325,8 +284,10 @@ _opening = threading.Lock()
 
 def _client(options: Options, credential: Credential) -> Any:
     with _opening:
-        # The SDK leaves its cloud there for whatever is started from here, where it is unknown.
-        os.environ.pop(_CURRENT_CLOUD, None)
+        if "azure.ai.ml" not in sys.modules:
+            # The SDK names its cloud there, and who started us may have had another one. Once it
+            # is in use here, what it says there is ours.
+            os.environ.pop(_CURRENT_CLOUD, None)
         return _new_client(options, credential)
 
 
